@@ -1,0 +1,27 @@
+"""``config.json``, which says what the model is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma_doctor.checkpoint.documents import read_document
+
+__all__ = ["CONFIG_NAME", "MAX_CONFIG", "read_config"]
+
+CONFIG_NAME = "config.json"
+MAX_CONFIG = 10_000_000
+"""Most bytes of a config; the largest of known models have some hundred thousand."""
+
+
+def read_config(folder: Path) -> Mapping[str, Any] | None:
+    """The config of the checkpoint in ``folder``; None where there is none.
+
+    Raises:
+        IndexFileError: If there is one that cannot be read; with line and column where there is one.
+    """
+    try:
+        return read_document(folder / CONFIG_NAME, MAX_CONFIG)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,112 @@
+"""JSON documents beside the weights: the index, and ``config.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+from gemma_doctor.checkpoint.disguise import HEAD, unmask
+from gemma_doctor.checkpoint.files import reading
+from gemma_doctor.checkpoint.strict_json import MAX_DEPTH, deeper_than, lone_surrogate
+from gemma_doctor.errors import CheckpointError, IndexFileError
+
+__all__ = ["JSONObject", "read_document"]
+
+_MAX_DIGITS = 400
+
+
+class JSONObject(dict[str, object]):
+    """A JSON object.
+
+    Attributes:
+        doubled: Keys that stand more than once; as everywhere in Python, the last one counts.
+    """
+
+    __slots__ = ("doubled",)
+
+    def __init__(self, pairs: Iterable[tuple[str, object]] = ()) -> None:
+        pairs = tuple(pairs)
+        super().__init__(pairs)
+        self.doubled = _doubled(key for key, _ in pairs) if len(self) < len(pairs) else ()
+
+
+def _doubled(keys: Iterable[str]) -> tuple[str, ...]:
+    seen: dict[str, bool] = {}
+    for key in keys:
+        seen[key] = key in seen
+    return tuple(key for key, again in seen.items() if again)
+
+
+def read_document(path: Path, limit: int) -> JSONObject:
+    """The one object that a JSON file holds.
+
+    Read as the json module of the standard library reads it (NaN and Infinity included: configs hold them),
+    but for lone surrogates, integers of more than 400 digits and nesting beyond 127 levels.
+
+    Args:
+        path: The file.
+        limit: Most bytes that it may have.
+
+    Raises:
+        FileNotFoundError: If there is no such file, not even a dangling link.
+        IndexFileError: If it cannot be read; with line and column where there is one.
+    """
+    text = _text(path, _read(path, limit))
+    try:
+        document = json.loads(text, object_pairs_hook=JSONObject, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        _refuse(path, error.msg.removesuffix(" at"), text, error.pos)
+    except (RecursionError, OverflowError) as error:
+        _refuse(path, _deep() if isinstance(error, RecursionError) else str(error))
+    if not isinstance(document, JSONObject):
+        _refuse(path, "it must be one JSON object in braces", text, 0)
+    if deeper_than(MAX_DEPTH, document):
+        _refuse(path, _deep())
+    return document
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with reading(path, path.name) as (stream, size):
+            raw = stream.read(limit + 1)
+    except CheckpointError as error:
+        raise IndexFileError(str(error)) from None
+    if len(raw) > limit:
+        _refuse(path, f"it has {size:,} bytes; the limit is {limit:,}")
+    return raw
+
+
+def _text(path: Path, raw: bytes) -> str:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = raw[: error.start].decode("utf-8")
+        _refuse(path, "not UTF-8", before, len(before))
+    what = None if text.lstrip("\ufeff \t\r\n").startswith(("{", "[")) else unmask(raw[:HEAD])
+    if what:
+        raise IndexFileError(f"{path.name}: it is {what[0]}. {what[1]}.")
+    lone = lone_surrogate(text)
+    if lone is not None:
+        _refuse(path, "lone surrogate escape", text, lone)
+    return text
+
+
+def _integer(literal: str) -> int:
+    if len(literal) > _MAX_DIGITS:
+        raise OverflowError(f"an integer of {len(literal):,} digits; the limit is {_MAX_DIGITS}")
+    return int(literal)
+
+
+def _deep() -> str:
+    return f"nested deeper than {MAX_DEPTH} levels"
+
+
+def _refuse(path: Path, fact: str, text: str = "", at: int | None = None) -> NoReturn:
+    """Raise, with line and column (both from 1) of the place ``at`` in ``text``."""
+    place = ""
+    if at is not None:
+        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+        place = f", line {line}, column {column}"
+    raise IndexFileError(f"{path.name}{place}: {fact}. Mend the file, or download it again.")

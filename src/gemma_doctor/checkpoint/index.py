@@ -1,0 +1,70 @@
+"""The index of a sharded checkpoint: which file holds which tensor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma_doctor.checkpoint.documents import JSONObject, read_document
+from gemma_doctor.checkpoint.quoting import quoted
+from gemma_doctor.errors import IndexFileError
+
+__all__ = ["MAX_INDEX", "Index", "leaves_folder", "read_index"]
+
+MAX_INDEX = 200_000_000
+"""Most bytes of an index: twice the largest header, for it repeats the file's name with each tensor."""
+
+_AGAIN = "Write the index anew, or download it again."
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What an index file says.
+
+    Attributes:
+        weight_map: tensor -> file, as written; names may lead anywhere: see :func:`leaves_folder`.
+        total_size: ``metadata.total_size`` as written, which should be a number of bytes; None where there is none.
+        doubled: Tensors that stand more than once (the last entry counts).
+    """
+
+    weight_map: Mapping[str, str]
+    total_size: object = None
+    doubled: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files it names, sorted: the order in which loaders read them."""
+        return tuple(sorted(set(self.weight_map.values())))
+
+
+def read_index(path: Path) -> Index:
+    """Read ``model.safetensors.index.json`` or its like.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        IndexFileError: If it is too large, is not JSON, or its ``weight_map`` does not map strings to strings.
+    """
+    document = read_document(path, MAX_INDEX)
+    weight_map = document.get("weight_map")
+    if "weight_map" in document.doubled or not isinstance(weight_map, JSONObject):
+        raise IndexFileError(f"{path.name}: it needs one weight_map, an object from tensors to files. {_AGAIN}")
+    files = {tensor: file for tensor, file in weight_map.items() if isinstance(file, str)}
+    for tensor in weight_map:
+        if tensor not in files:
+            raise IndexFileError(f"{path.name}: weight_map has no file's name for {quoted(tensor)}. {_AGAIN}")
+    metadata = document.get("metadata")
+    total_size = metadata.get("total_size") if isinstance(metadata, JSONObject) else None
+    return Index(files, total_size, weight_map.doubled)
+
+
+def leaves_folder(file: str) -> bool:
+    r"""Whether a file's name, as an index gives it, leads out of the index's folder on any system.
+
+    The name alone is judged: absolute, a drive, a ``..``, a backslash, a NUL, or nothing at all. Symbolic links
+    inside the folder are the owner's own (the Hub's cache links every file to ``../../blobs``).
+    """
+    parts = file.split("/")
+    return not parts[0] or ".." in parts or "\\" in file or "\0" in file or bool(_DRIVE.match(file))

@@ -1,0 +1,139 @@
+"""Which files make the checkpoint that SOURCE names."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma_doctor.errors import SourceNotFoundError
+
+__all__ = ["SHARD", "Layout", "find_layout"]
+
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{1,9})-of-(?P<count>[0-9]{1,9})\.safetensors", re.DOTALL)
+"""A shard's name: stem, its number (from 1) and how many there are."""
+
+_INDEX = re.compile(r".+\.safetensors\.index.*\.json", re.DOTALL)
+_STEMS = ("model", "diffusion_pytorch_model")
+"""What transformers and diffusers look for, the single file before the index."""
+
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+_NOT_YET = "this version reads local safetensors only"
+_PICKLE_ADVICE = (
+    "Pickles can run code and are never loaded: convert them on a machine that may be lost, with "
+    "torch.load(..., weights_only=True) and safetensors.torch.save_file"
+)
+_SUBFOLDERS_SEEN = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The files of a checkpoint, before any of them is opened.
+
+    Attributes:
+        root: Folder that the names below are relative to.
+        files: Tensor files, sorted; empty where the index alone decides.
+        index: Name of the index file; None where there is none.
+        partial: Whether SOURCE is one shard of several, so that absent tensors mean nothing.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    index: str | None = None
+    partial: bool = False
+
+
+def find_layout(source: str) -> Layout:
+    """Find the files that ``source`` stands for.
+
+    A file is taken alone; an index stands for the files it names. A folder is searched for ``model.safetensors``
+    and its index, then diffusers' names, then for the only index there is, then for numbered shards, and last
+    for any ``*.safetensors``. Files that an index does not name are left alone: they are other formats of the
+    same model as a rule. Hidden files and folders inside are never read.
+
+    Args:
+        source: A path as the user gave it.
+
+    Raises:
+        SourceNotFoundError: If nothing there can be read; says what was looked for.
+    """
+    path = Path(source)
+    try:
+        is_folder = path.is_dir()
+        present = is_folder or os.path.lexists(path)
+    except ValueError:  # a NUL, or what no file system can spell
+        is_folder = present = False
+    if not present:
+        raise SourceNotFoundError(_absent(source))
+    return _in_folder(path) if is_folder else _alone(path)
+
+
+def _absent(source: str) -> str:
+    if _HUB.fullmatch(source) or "://" in source:
+        return (
+            f"{source}: no such path. If a Hub repository is meant: {_NOT_YET}; fetch it with "
+            "'hf download OWNER/NAME --local-dir FOLDER' and give the folder."
+        )
+    return f"{source}: no such file or folder. Give a .safetensors file, an index, or a folder that holds them."
+
+
+def _alone(path: Path) -> Layout:
+    if _INDEX.fullmatch(path.name):
+        return Layout(path.parent, (), path.name)
+    if path.suffix == ".gguf":
+        raise SourceNotFoundError(f"{path}: a GGUF file; {_NOT_YET}. Give the safetensors it was made from.")
+    if path.suffix in _PICKLES or ".bin.index" in path.name:
+        raise SourceNotFoundError(f"{path}: PyTorch pickles, not safetensors. {_PICKLE_ADVICE}.")
+    if path.suffix == ".json":
+        raise SourceNotFoundError(f"{path}: JSON, but not named *.safetensors.index.json. Give the folder instead.")
+    shard = SHARD.fullmatch(path.name)
+    return Layout(path.parent, (path.name,), partial=shard is not None and int(shard["count"]) > 1)
+
+
+def _in_folder(root: Path) -> Layout:
+    names = _files_in(root)
+    weights = tuple(name for name in names if name.endswith(".safetensors"))
+    indexes = tuple(name for name in names if _INDEX.fullmatch(name))
+    for stem in _STEMS:
+        single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+        if single in weights or index in indexes:
+            return Layout(root, (single,) if single in weights else (), index if index in indexes else None)
+    if len(indexes) == 1:
+        return Layout(root, (), indexes[0])
+    if indexes:
+        raise SourceNotFoundError(f"{root}: several indexes: {_listed(indexes)}. Give one of them.")
+    if not weights:
+        raise SourceNotFoundError(_nothing(root, names))
+    return Layout(root, tuple(name for name in weights if SHARD.fullmatch(name)) or weights)
+
+
+def _files_in(root: Path) -> tuple[str, ...]:
+    """Names in ``root`` that are no folders and not hidden, sorted."""
+    try:
+        with os.scandir(root) as entries:
+            return tuple(sorted(e.name for e in entries if not e.name.startswith(".") and not e.is_dir()))
+    except OSError as error:
+        raise SourceNotFoundError(f"{root}: the folder cannot be listed: {error.strerror}. Check its mode.") from None
+
+
+def _nothing(root: Path, names: tuple[str, ...]) -> str:
+    looked = f"{root}: no *.safetensors and no *.safetensors.index.json in this folder"
+    if any(name.endswith(_PICKLES) for name in names):
+        return f"{looked}, only PyTorch pickles. {_PICKLE_ADVICE}."
+    if any(name.endswith(".gguf") for name in names):
+        return f"{looked}, only GGUF; {_NOT_YET}. Give the safetensors it was made from."
+    below = _subfolders_with_weights(root)
+    return f"{looked}. {f'Give one of its subfolders: {_listed(below)}.' if below else 'Check the path.'}"
+
+
+def _subfolders_with_weights(root: Path) -> tuple[str, ...]:
+    """Subfolders, such as a diffusers pipeline has, that hold safetensors themselves."""
+    with os.scandir(root) as entries:
+        folders = sorted(entry.name for entry in entries if entry.is_dir())[:_SUBFOLDERS_SEEN]
+    return tuple(name for name in folders if any((root / name).glob("*.safetensors")))
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"  # noqa: PLR2004

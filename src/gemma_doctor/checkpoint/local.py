@@ -1,0 +1,124 @@
+"""Opening a checkpoint on a local disk."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from gemma_doctor.checkpoint.config import read_config
+from gemma_doctor.checkpoint.index import Index, leaves_folder, read_index
+from gemma_doctor.checkpoint.layout import SHARD, Layout, find_layout
+from gemma_doctor.checkpoint.model import Checkpoint
+from gemma_doctor.checkpoint.quoting import shown
+from gemma_doctor.checkpoint.reconcile import gather, reconcile
+from gemma_doctor.checkpoint.shards import Shard, read_shard
+from gemma_doctor.records import Fault, FileInfo
+
+__all__ = ["open_checkpoint"]
+
+
+def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+    """Read the headers of a checkpoint, its index and its config; no tensor's bytes.
+
+    What is wrong with the files becomes a fault of the checkpoint; tensors that the index promises and no
+    readable file holds go to ``unreachable``.
+
+    Args:
+        source: A ``.safetensors`` file, a folder that holds some, or an index file.
+
+    Raises:
+        SourceNotFoundError: If nothing there can be read.
+        IndexFileError: If the index or ``config.json`` is broken.
+    """
+    uri = os.fsdecode(source)
+    layout = find_layout(uri)
+    if layout.index is None:
+        return _without_index(uri, layout)
+    index = read_index(layout.root / layout.index)
+    if layout.files and not set(layout.files) <= set(index.files):
+        return _without_index(uri, layout, _rivals(layout.files[0], layout.index))
+    return _with_index(uri, layout.root, layout.index, index)
+
+
+def _without_index(uri: str, layout: Layout, *known: Fault) -> Checkpoint:
+    shards = [read_shard(layout.root, file) for file in layout.files]
+    census = gather(shards)
+    gaps = () if layout.partial else _gaps(layout.files)
+    return Checkpoint(
+        uri=uri,
+        root=layout.root,
+        format="safetensors",
+        files=_infos(shards),
+        tensors=census.tensors,
+        config=read_config(layout.root),
+        faults=(*known, *gaps, *_faults(shards), *census.faults),
+        partial=layout.partial,
+    )
+
+
+def _with_index(uri: str, root: Path, name: str, index: Index) -> Checkpoint:
+    unsafe = [_unsafe(name, file) for file in index.files if leaves_folder(file)]
+    shards = [read_shard(root, file) for file in index.files if not leaves_folder(file)]
+    out_of_reach = {shard.faults[0].file: shard.faults[0].message for shard in shards if not shard.readable}
+    out_of_reach |= {str(fault.evidence["path"]): fault.message for fault in unsafe}
+    census = reconcile(name, index, shards, out_of_reach)
+    return Checkpoint(
+        uri=uri,
+        root=root,
+        format="safetensors",
+        files=_infos(shards),
+        tensors=census.tensors,
+        unreachable=census.unreachable,
+        config=read_config(root),
+        index=name,
+        faults=(*unsafe, *_faults(shards), *census.faults),
+    )
+
+
+def _infos(shards: list[Shard]) -> tuple[FileInfo, ...]:
+    return tuple(shard.info for shard in shards if shard.info is not None)
+
+
+def _faults(shards: list[Shard]) -> Iterator[Fault]:
+    for shard in shards:
+        yield from shard.faults
+
+
+def _gaps(files: tuple[str, ...]) -> Iterator[Fault]:
+    """Numbers that are missing among ``stem-00001-of-00003.safetensors`` and so on."""
+    present: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for file in files:
+        shard = SHARD.fullmatch(file)
+        if shard:
+            present[shard["stem"], shard["count"]].add(int(shard["number"]))
+    for (stem, count), numbers in present.items():
+        if len(numbers) < int(count):
+            base = 0 if 0 in numbers else 1  # some writers count from zero
+            first = next(n for n in range(base, base + len(numbers) + 1) if n not in numbers)
+            yield _gap(f"{stem}-{first:0{len(count)}}-of-{count}.safetensors", len(numbers), int(count))
+
+
+def _gap(first: str, present: int, count: int) -> Fault:
+    message = (
+        f"{shown(first)}: only {present:,} of {count:,} shards are here; this is the first that is missing. "
+        "Download the checkpoint again."
+    )
+    return Fault("index-mismatch", first, message, evidence={"present": present, "shards": count})
+
+
+def _unsafe(name: str, file: str) -> Fault:
+    message = (
+        f"{name}: it names the file {shown(file)}, outside the checkpoint's folder, which is not read. "
+        "Do not load this checkpoint before you know who wrote its index."
+    )
+    return Fault("unsafe-path", name, message, evidence={"path": file})
+
+
+def _rivals(single: str, index: str) -> Fault:
+    message = (
+        f"{index}: it does not name {single}, which lies beside it. transformers loads {single}, and so it is what "
+        "was read; other loaders follow the index. Delete the one that is stale."
+    )
+    return Fault("index-mismatch", index, message, evidence={"file": single})

@@ -1,0 +1,151 @@
+"""Reading byte ranges of a checkpoint's files, for measurement."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from gemma_doctor.checkpoint.files import open_regular
+from gemma_doctor.checkpoint.mapping import Mapping
+from gemma_doctor.checkpoint.model import Checkpoint
+from gemma_doctor.checkpoint.quoting import shown
+from gemma_doctor.errors import ChangedError, CheckpointError
+from gemma_doctor.records import TensorInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["FileBytes", "sha256"]
+
+_HASH_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An open file and what it was when it was opened."""
+
+    descriptor: int
+    state: os.stat_result
+    mapping: Mapping
+
+
+class FileBytes:
+    """The bytes of a checkpoint's tensor files, for any number of threads at once.
+
+    A context manager. Files are opened as they are first read, and closed at its end. At its end, too, each of
+    them must still be what it was when it was opened, or :class:`ChangedError` says which one is not: what has
+    been measured then is neither the old file nor the new one.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._root = checkpoint.root
+        self._sizes = {info.name: info.size for info in checkpoint.files}
+        self._opened: dict[str, _Opened] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> FileBytes:  # noqa: PYI034  # typing.Self needs Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                for file, opened in self._opened.items():
+                    self._check_unchanged(file, opened)
+        finally:
+            for opened in self._opened.values():
+                opened.mapping.close()
+                os.close(opened.descriptor)
+            self._opened.clear()
+
+    def read(self, file: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """The bytes of a range of a file, mapped and not copied.
+
+        The disk is read when they are touched. That a page was gone by then comes out at the end of the ``with``
+        block.
+
+        Args:
+            file: Name of the file, as in :class:`TensorInfo`.
+            start: Offset of the first byte.
+            stop: Offset one past the last.
+
+        Returns:
+            Read-only bytes, shape (stop - start,).
+
+        Raises:
+            ChangedError: If the file has not the size it had when its header was read, or is gone.
+            CheckpointError: If the file cannot be opened or mapped.
+        """
+        return self._open(file).mapping.bytes[start:stop]
+
+    def _open(self, file: str) -> _Opened:
+        opened = self._opened.get(file)
+        if opened is not None:
+            return opened
+        with self._lock:
+            if file not in self._opened:
+                self._opened[file] = self._open_first(file)
+            return self._opened[file]
+
+    def _open_first(self, file: str) -> _Opened:
+        try:
+            descriptor, state = open_regular(self._root / file, file)
+        except FileNotFoundError:
+            raise _changed(file, "it is gone") from None
+        try:
+            if state.st_size != self._sizes[file]:
+                raise _changed(file, f"it had {self._sizes[file]:,} bytes, and has {state.st_size:,} now")
+            return _Opened(descriptor, state, Mapping(descriptor, file, state.st_size))
+        except OSError as error:
+            os.close(descriptor)
+            what = f"{shown(file)}: it cannot be mapped into memory: {error.strerror}"
+            raise CheckpointError(f"{what}. Copy it to a local disk, or raise the limit (ulimit -v).") from None
+        except ChangedError:
+            os.close(descriptor)
+            raise
+
+    def _check_unchanged(self, file: str, opened: _Opened) -> None:
+        """Every page must have been there, the file be as it was, and its name still lead to it."""
+        if _identity(os.fstat(opened.descriptor)) != _identity(opened.state):
+            raise _changed(file, "it was written to")
+        opened.mapping.check()
+        try:
+            now = (self._root / file).stat()
+        except OSError:
+            raise _changed(file, "it was moved or deleted") from None
+        if _identity(now) != _identity(opened.state):
+            raise _changed(file, "another file has taken its place")
+
+
+def sha256(checkpoint: Checkpoint, tensor: TensorInfo) -> str:
+    """SHA-256 of a tensor's bytes as they lie in the file, in hexadecimal.
+
+    Args:
+        checkpoint: The checkpoint that holds it.
+        tensor: The tensor.
+
+    Raises:
+        ChangedError: If the file changes meanwhile.
+        CheckpointError: If the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with FileBytes(checkpoint) as files:
+        for start in range(tensor.start, tensor.stop, _HASH_CHUNK):
+            digest.update(files.read(tensor.file, start, min(start + _HASH_CHUNK, tensor.stop)).data)
+    return digest.hexdigest()
+
+
+def _identity(state: os.stat_result) -> tuple[int, int, int, int]:
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _changed(file: str, fact: str) -> ChangedError:
+    return ChangedError(
+        f"{shown(file)}: the file changed while it was read: {fact}. Let the writer finish; scan again."
+    )

@@ -1,0 +1,61 @@
+"""What can go wrong, as one tree.
+
+::
+
+    DoctorError                  everything this package raises on purpose
+    ├── UsageError               the call cannot be carried out as asked (also a ValueError)
+    │   ├── SourceNotFoundError  nothing readable at SOURCE
+    │   └── SettingsError        a configuration file, baseline or allow entry is wrong
+    └── CheckpointError          the checkpoint's bytes cannot be trusted
+        ├── HeaderError          a safetensors header breaks the format
+        ├── IndexFileError       an index or config file cannot be read
+        └── ChangedError         the file changed while it was read
+
+Every message names the file, the tensor and the limit where there is one, and the next step.
+The command line turns each of them into one sentence and exit code 2.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ChangedError",
+    "CheckpointError",
+    "DoctorError",
+    "HeaderError",
+    "IndexFileError",
+    "SettingsError",
+    "SourceNotFoundError",
+    "UsageError",
+]
+
+
+class DoctorError(Exception):
+    """Base of every error that gemma-doctor raises on purpose."""
+
+
+class UsageError(DoctorError, ValueError):
+    """The call cannot be carried out as asked."""
+
+
+class SourceNotFoundError(UsageError):
+    """SOURCE names nothing that can be read as a checkpoint."""
+
+
+class SettingsError(UsageError):
+    """A configuration file, a baseline or an allow entry is wrong."""
+
+
+class CheckpointError(DoctorError):
+    """The checkpoint's bytes cannot be trusted."""
+
+
+class HeaderError(CheckpointError):
+    """A safetensors header breaks the format."""
+
+
+class IndexFileError(CheckpointError):
+    """An index or config file of the checkpoint cannot be read."""
+
+
+class ChangedError(CheckpointError):
+    """A file changed while it was being read."""
