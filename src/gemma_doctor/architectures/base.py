@@ -1,0 +1,279 @@
+"""What a model family is, as data: the words in which every family is declared.
+
+A family's file turns a parsed ``config.json`` into a :class:`Model`: the tensors it needs, what feeds and
+what follows each convolution, which layers share KV, which key layouts loaders know. Rules and passes read
+these declarations and hold no knowledge of any family themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from gemma_doctor.architectures.config import Section
+from gemma_doctor.records import Role, TensorInfo
+
+__all__ = [
+    "Absorber",
+    "AfterNorm",
+    "Conv",
+    "Expected",
+    "Family",
+    "Input",
+    "Joined",
+    "KeyLayout",
+    "Linear",
+    "Model",
+    "Need",
+    "Norm",
+    "Pooled",
+    "Repeated",
+    "Scaled",
+    "SharedKV",
+    "Sum",
+    "Unbounded",
+    "Within",
+]
+
+Need: TypeAlias = Literal["required", "optional", "shared-kv", "tied-head", "stem-bias"]
+"""Why a tensor may be absent: never; always may; only in a layer that shares KV; because the head is tied;
+because the checkpoint is older than timm 1.0.17 (stem bias)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A tensor that the architecture knows.
+
+    Attributes:
+        shape: Its shape.
+        role: What it does.
+        module: Class of the module that owns it, such as ``"Conv2d"``.
+        need: Whether, and when, it may be absent.
+        rows: What the first axis runs over: output channels, or input channels where the product is ``x @ W``.
+    """
+
+    shape: tuple[int, ...]
+    role: Role
+    module: str
+    need: Need = "required"
+    rows: Literal["outputs", "inputs"] = "outputs"
+
+
+# What bounds a convolution's input: a closed union, evaluated against the measured weights.
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Every element of ``channels`` lies in [-limit, limit], by construction (pixels after rescaling, say)."""
+
+    limit: float
+    channels: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class AfterNorm:
+    """The output of an RMS norm over ``channels``, perhaps through an activation that never grows a value.
+
+    At one position its Euclidean norm is at most sqrt(channels) * max|gain|, and so is each element.
+    """
+
+    gain: str
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """The output of a convolution or projection ``weight``, without bias, of ``source``.
+
+    ``taps`` is the number of kernel positions. A gated unit (GLU) behind it is covered as well: half of the
+    channels times numbers from 0 to 1 is never larger.
+    """
+
+    weight: str
+    source: Input
+    taps: int = 1
+    depthwise: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """``source`` multiplied, channel by channel, by the vector ``gain`` (a layer scale)."""
+
+    gain: str
+    source: Input
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """A sum of several terms: a residual stream and its writers."""
+
+    terms: tuple[Input, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Several sources laid side by side along the channels."""
+
+    parts: tuple[Input, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """Averages, interpolation or attention over positions of ``source``: a convex mix, never larger.
+
+    Per-channel maxima stay bounded, and so does the Euclidean norm at a position (convexity of the norm).
+    """
+
+    source: Input
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """``times`` vectors side by side, each a convex mix of ``source``'s: the heads of multi-query attention."""
+
+    source: Input
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unbounded:
+    """Nothing proves a bound here."""
+
+    why: str
+
+
+Input: TypeAlias = Within | AfterNorm | Linear | Scaled | Sum | Joined | Pooled | Repeated | Unbounded
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """The normalisation that reads a convolution's output.
+
+    Attributes:
+        weight: Name of its gain.
+        eps: Its eps.
+        squares_in: ``"input"`` where it squares in its input's dtype, so that float16 has a window: magnitudes
+            of 256 and more overflow in the square and the position silently becomes zero; below 2**-12 the
+            square underflows (timm 1.0.31 layers/fast_norm.py, rms_norm2d). ``"float32"`` where it upcasts.
+    """
+
+    weight: str
+    eps: float
+    squares_in: Literal["input", "float32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Absorber:
+    """Who takes back the factor 2**-k of a rescaled convolution, if no norm follows: multiply by 2**k.
+
+    Attributes:
+        tensor: Name of the tensor multiplied by 2**k.
+        relation: ``"gain"`` (a layer scale behind it), ``"reader"`` (the product that reads it) or ``"dual"``
+            (the other side of a dot product).
+    """
+
+    tensor: str
+    relation: Literal["gain", "reader", "dual"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conv:
+    """A convolution and its surroundings.
+
+    Attributes:
+        source: What bounds its input.
+        taps: Kernel positions (kh * kw).
+        depthwise: Whether each output channel reads one input channel only, and no other reads that one.
+        norm: The norm that directly reads its output; None where there is none.
+        absorber: Who compensates a rescaling where no norm does; None where the norm does or nobody can.
+        bias: Name of its bias, scaled with it; None where it has none.
+    """
+
+    source: Input
+    taps: int
+    depthwise: bool
+    norm: Norm | None = None
+    absorber: Absorber | None = None
+    bias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SharedKV:
+    """A k/v tensor of a layer that reuses another layer's keys and values.
+
+    Attributes:
+        layer: The sharing layer.
+        donor: The layer whose K and V *states* it uses (never its weights).
+    """
+
+    layer: int
+    donor: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLayout:
+    """One way to name a family's tensors on disk.
+
+    Attributes:
+        name: How messages call it.
+        prefixes: (prefix in this layout, prefix in the canonical layout), longest first.
+        stale: Which supported loader does not find these names, or None where all do.
+    """
+
+    name: str
+    prefixes: tuple[tuple[str, str], ...]
+    stale: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model: a family with a config applied.
+
+    All names are in the family's canonical layout (what the Hub holds); :meth:`canonical` translates.
+
+    Attributes:
+        family: ``"gemma3"``, ``"gemma3n"`` … or ``"generic"``.
+        dtype: The config's dtype as torch names it (``"bfloat16"``), or None.
+        expected: Every tensor that the architecture knows, in model order; empty where nothing is known.
+        convs: Every convolution whose surroundings are known.
+        shared_kv: The k/v tensors of layers that share KV (k_proj, v_proj, k_norm …).
+        tied_head: (head, embedding) names where lm_head is tied, else None.
+        pad_rows: tensor -> range of rows that copy the pad row on purpose.
+        layouts: Key layouts that loaders know, the canonical one first.
+        role: Role of a tensor that ``expected`` does not list, from its name and shape.
+    """
+
+    family: str
+    role: Callable[[TensorInfo], Role]
+    dtype: str | None = None
+    expected: Mapping[str, Expected] = field(default_factory=dict)
+    convs: Mapping[str, Conv] = field(default_factory=dict)
+    shared_kv: Mapping[str, SharedKV] = field(default_factory=dict)
+    tied_head: tuple[str, str] | None = None
+    pad_rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    layouts: tuple[KeyLayout, ...] = ()
+
+    def canonical(self, name: str, layout: KeyLayout | None) -> str:
+        """``name`` of the given layout, in the canonical one."""
+        if layout is not None:
+            for prefix, home in layout.prefixes:
+                if name.startswith(prefix):
+                    return home + name[len(prefix) :]
+        return name
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How a config is recognised, and what turns it into a model.
+
+    Attributes:
+        classes: Names in the config's ``architectures`` that mean this family.
+        model_types: Values of ``model_type`` that do, where ``architectures`` says nothing known.
+        declare: The family with a config applied; None for a variant that it does not know.
+    """
+
+    classes: frozenset[str]
+    model_types: frozenset[str]
+    declare: Callable[[Section], Model | None]

@@ -1,0 +1,41 @@
+"""The small pieces that every family is put together from: one module, its tensors."""
+
+from __future__ import annotations
+
+from gemma_doctor.architectures.base import Expected, Need
+
+__all__ = ["Tensors", "embedding", "layer_norm", "linear", "rms_norm", "tied_head"]
+
+Tensors = dict[str, Expected]
+"""Expected tensors by name, in model order."""
+
+
+def linear(module: str, outputs: int, inputs: int, *, bias: bool = False, need: Need = "required") -> Tensors:
+    """A ``torch.nn.Linear``: ``weight`` of shape (outputs, inputs) and perhaps a ``bias``."""
+    tensors = {f"{module}.weight": Expected((outputs, inputs), "linear", "Linear", need)}
+    if bias:
+        tensors[f"{module}.bias"] = Expected((outputs,), "bias", "Linear", need)
+    return tensors
+
+
+def rms_norm(module: str, channels: int, kind: str, need: Need = "required") -> Tensors:
+    """An RMS norm of class ``kind``: one gain per channel."""
+    return {f"{module}.weight": Expected((channels,), "norm", kind, need)}
+
+
+def layer_norm(module: str, channels: int) -> Tensors:
+    """A ``torch.nn.LayerNorm``: gain and bias."""
+    return {
+        f"{module}.weight": Expected((channels,), "norm", "LayerNorm"),
+        f"{module}.bias": Expected((channels,), "bias", "LayerNorm"),
+    }
+
+
+def embedding(module: str, rows: int, channels: int, kind: str = "Embedding") -> Tensors:
+    """An embedding table of class ``kind``."""
+    return {f"{module}.weight": Expected((rows, channels), "embedding", kind)}
+
+
+def tied_head(module: str, rows: int, channels: int, *, tied: bool) -> Tensors:
+    """The output head: absent from disk, as a rule, where it is tied to the embedding."""
+    return linear(module, rows, channels, need="tied-head" if tied else "required")
