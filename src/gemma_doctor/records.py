@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 __all__ = [
     "FAIL_ON",
@@ -30,6 +30,7 @@ __all__ = [
     "Loader",
     "MeasuredTensor",
     "OpenRow",
+    "Progress",
     "Repair",
     "Report",
     "Role",
@@ -70,6 +71,16 @@ TARGET_DTYPES: tuple[TargetDtype, ...] = ("float16", "bfloat16")
 Role: TypeAlias = Literal["conv", "linear", "norm", "embedding", "bias", "other"]
 Exactness: TypeAlias = Literal["exact", "eps", "rounded", "lossy"]
 Scalar: TypeAlias = "str | int | float | bool | None"
+
+
+class Progress(Protocol):
+    """Who wants to know how far a long pass over bytes is. Called from one thread."""
+
+    def start(self, total_bytes: int) -> None:
+        """It begins; so many bytes will be passed over."""
+
+    def advance(self, nbytes: int) -> None:
+        """So many more bytes are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,8 +470,8 @@ class Report:
 
     version: str
     source: Source
-    target_dtype: str
-    loader: str
+    target_dtype: TargetDtype
+    loader: Loader
     coverage: Coverage
     findings: tuple[Finding, ...]
     tensors: tuple[MeasuredTensor, ...]

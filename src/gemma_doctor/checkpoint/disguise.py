@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-
 __all__ = ["HEAD", "unmask"]
 
 HEAD = 512
@@ -13,6 +11,7 @@ _NEVER_UNPICKLED = (
     "Pickles can run code, so it is never loaded here; convert it on a machine that may be lost: "
     "torch.load(..., weights_only=True), then safetensors.torch.save_file"
 )
+_LENGTH = 8
 _AGAIN = "Download the file again"
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The long 0x1950a86a20f9469cfc6c, with which torch.save began before version 1.6."""
@@ -42,7 +41,7 @@ def unmask(head: bytes) -> tuple[str, str] | None:
     """
     if not head:
         return "an empty file (0 bytes)", _AGAIN
-    if head[8:].lstrip(b" \t\r\n").startswith(b"{"):
+    if head[_LENGTH:].lstrip(b" \t\r\n").startswith(b"{"):
         return None
     return _signed(head) or _pickled(head) or _text(head)
 
@@ -57,11 +56,11 @@ def _signed(head: bytes) -> tuple[str, str] | None:
 
 
 def _pickled(head: bytes) -> tuple[str, str] | None:
-    """A pickle of protocol 2 to 5: PROTO, its number, and an opcode where a header's length has zeros."""
+    """A pickle of protocol 2 to 5: PROTO, its number, then FRAME or, where a header's length has zeros, opcodes."""
     if _LEGACY_TORCH in head[:32]:
         return "a pickle, written by torch.save before version 1.6", _NEVER_UNPICKLED
-    opcodes = head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
-    if opcodes and (len(head) < struct.calcsize("<Q") or any(head[5:8])):
+    begins = head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    if begins and (len(head) < _LENGTH or head[2:3] == b"\x95" or any(head[4:_LENGTH])):
         return "a pickle", _NEVER_UNPICKLED
     return None
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.errors import SourceNotFoundError
 
 __all__ = ["SHARD", "Layout", "find_layout"]
@@ -60,23 +61,20 @@ def find_layout(source: str) -> Layout:
         SourceNotFoundError: If nothing there can be read; says what was looked for.
     """
     path = Path(source)
-    try:
-        is_folder = path.is_dir()
-        present = is_folder or os.path.lexists(path)
-    except ValueError:  # a NUL, or what no file system can spell
-        is_folder = present = False
-    if not present:
+    if _is_folder(source):
+        return _in_folder(path)
+    if not os.path.lexists(source):
         raise SourceNotFoundError(_absent(source))
-    return _in_folder(path) if is_folder else _alone(path)
+    return _alone(path)
 
 
 def _absent(source: str) -> str:
     if _HUB.fullmatch(source) or "://" in source:
         return (
-            f"{source}: no such path. If a Hub repository is meant: {_NOT_YET}; fetch it with "
+            f"{shown(source)}: no such path. If a Hub repository is meant: {_NOT_YET}; fetch it with "
             "'hf download OWNER/NAME --local-dir FOLDER' and give the folder."
         )
-    return f"{source}: no such file or folder. Give a .safetensors file, an index, or a folder that holds them."
+    return f"{shown(source)}: no such file or folder. Give a .safetensors file, an index, or a folder that holds them."
 
 
 def _alone(path: Path) -> Layout:
@@ -112,10 +110,14 @@ def _in_folder(root: Path) -> Layout:
 def _files_in(root: Path) -> tuple[str, ...]:
     """Names in ``root`` that are no folders and not hidden, sorted."""
     try:
-        with os.scandir(root) as entries:
-            return tuple(sorted(e.name for e in entries if not e.name.startswith(".") and not e.is_dir()))
+        paths = sorted(root.iterdir())
     except OSError as error:
         raise SourceNotFoundError(f"{root}: the folder cannot be listed: {error.strerror}. Check its mode.") from None
+    return tuple(path.name for path in paths if not path.name.startswith(".") and not _is_folder(path))
+
+
+def _is_folder(path: str | Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises on what it cannot look at
 
 
 def _nothing(root: Path, names: tuple[str, ...]) -> str:
@@ -130,9 +132,8 @@ def _nothing(root: Path, names: tuple[str, ...]) -> str:
 
 def _subfolders_with_weights(root: Path) -> tuple[str, ...]:
     """Subfolders, such as a diffusers pipeline has, that hold safetensors themselves."""
-    with os.scandir(root) as entries:
-        folders = sorted(entry.name for entry in entries if entry.is_dir())[:_SUBFOLDERS_SEEN]
-    return tuple(name for name in folders if any((root / name).glob("*.safetensors")))
+    folders = [path for path in sorted(root.iterdir()) if _is_folder(path)]
+    return tuple(path.name for path in folders[:_SUBFOLDERS_SEEN] if any(path.glob("*.safetensors")))
 
 
 def _listed(names: tuple[str, ...]) -> str:

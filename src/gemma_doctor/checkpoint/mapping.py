@@ -34,7 +34,8 @@ class Mapping:
 
     Attributes:
         bytes: All of them, read-only, shape (size,). Zeros once they are lost.
-        lost: Whether a page was gone when it was touched.
+        lost: Whether a page was gone when it was touched, here or in another mapping of that time.
+        mended: Whether zero pages lie where the lost ones were.
     """
 
     def __init__(self, descriptor: int, name: str, size: int) -> None:
@@ -51,6 +52,7 @@ class Mapping:
             mapped.madvise(mmap.MADV_SEQUENTIAL)
         self.bytes: npt.NDArray[np.uint8] = np.frombuffer(mapped, np.uint8)
         self.lost = False
+        self.mended = False
         _GUARD.watch(self)
 
     def check(self) -> None:
@@ -75,6 +77,7 @@ class _Guard:
 
     def __init__(self) -> None:
         self._open: list[Mapping] = []
+        self._late: set[int] = set()
         self._lock = threading.Lock()
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._on_fault)
         self._libc: Any = None
@@ -109,17 +112,26 @@ class _Guard:
     def _on_fault(self, _signal: int) -> None:
         """Lays zero pages over every open mapping, so that the faulting instruction can go on.
 
-        A fault that recurs although nothing is left to mend is somebody else's: the handler of before takes it.
+        Several threads may fault at once. Whoever finds all mended came late and simply tries again; who comes back
+        although nothing was mended since has a fault that is somebody else's: the handler of before takes it.
         """
-        sound = [mapping for mapping in self._open if not mapping.lost]
-        if not sound:
+        torn = [mapping for mapping in tuple(self._open) if not mapping.mended]
+        if torn:
+            self._late.clear()
+            for mapping in torn:
+                self._mend(mapping)
+        elif threading.get_ident() in self._late:
             self._libc.signal(signal.SIGBUS, self._before)
-        for mapping in sound:
-            mapping.lost = True
-            flags = _MAP_FIXED | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            address, size = mapping.bytes.ctypes.data, mapping.bytes.size
-            if self._libc.mmap(address, size, mmap.PROT_READ, flags, -1, 0) == _FAILED:
-                self._libc.signal(signal.SIGBUS, self._before)
+        else:
+            self._late.add(threading.get_ident())
+
+    def _mend(self, mapping: Mapping) -> None:
+        mapping.lost = True  # before any zero can be read; mended only after, for the mmap lets other threads run
+        address, size = mapping.bytes.ctypes.data, mapping.bytes.size
+        flags = _MAP_FIXED | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        if self._libc.mmap(address, size, mmap.PROT_READ, flags, -1, 0) == _FAILED:
+            self._libc.signal(signal.SIGBUS, self._before)
+        mapping.mended = True
 
 
 _GUARD = _Guard()

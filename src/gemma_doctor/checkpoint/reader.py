@@ -56,8 +56,7 @@ class FileBytes:
     ) -> None:
         try:
             if kind is None:
-                for file, opened in self._opened.items():
-                    self._check_unchanged(file, opened)
+                self.check()
         finally:
             for opened in self._opened.values():
                 opened.mapping.close()
@@ -84,6 +83,29 @@ class FileBytes:
         """
         return self._open(file).mapping.bytes[start:stop]
 
+    def descriptor(self, file: str) -> int:
+        """The open file, read-only, for as long as the ``with`` block lasts.
+
+        Args:
+            file: Name of the file, as in :class:`TensorInfo`.
+
+        Raises:
+            ChangedError: If the file has not the size it had when its header was read, or is gone.
+            CheckpointError: If the file cannot be opened or mapped.
+        """
+        return self._open(file).descriptor
+
+    def check(self) -> None:
+        """Says whether every file read so far is still what it was; the end of the ``with`` block asks it too.
+
+        Raises:
+            ChangedError: If one is not.
+        """
+        for file, opened in self._opened.items():
+            self._check_unchanged(file, opened)
+        for opened in self._opened.values():  # last, for all files are lost with one: better name that one
+            opened.mapping.check()
+
     def _open(self, file: str) -> _Opened:
         opened = self._opened.get(file)
         if opened is not None:
@@ -106,15 +128,17 @@ class FileBytes:
             os.close(descriptor)
             what = f"{shown(file)}: it cannot be mapped into memory: {error.strerror}"
             raise CheckpointError(f"{what}. Copy it to a local disk, or raise the limit (ulimit -v).") from None
+        except ValueError:  # what mmap says where the file has become shorter than it was a moment ago
+            os.close(descriptor)
+            raise _changed(file, "it was cut short") from None
         except ChangedError:
             os.close(descriptor)
             raise
 
     def _check_unchanged(self, file: str, opened: _Opened) -> None:
-        """Every page must have been there, the file be as it was, and its name still lead to it."""
+        """The file must be as it was, and its name still lead to it."""
         if _identity(os.fstat(opened.descriptor)) != _identity(opened.state):
             raise _changed(file, "it was written to")
-        opened.mapping.check()
         try:
             now = (self._root / file).stat()
         except OSError:

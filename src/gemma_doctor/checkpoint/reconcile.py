@@ -112,6 +112,6 @@ def _total_size(name: str, claimed: object, actual: int) -> Iterator[Fault]:
     """``metadata.total_size`` is bytes; some writers make it a float, for they count in fractions of a byte."""
     if claimed is None or (isinstance(claimed, (int, float)) and claimed == actual):
         return
-    shown = f"{claimed:,}" if isinstance(claimed, int) else quoted(str(claimed))
+    shown = f"{claimed:,}" if type(claimed) is int else quoted(str(claimed))
     message = f"{name}: total_size says {shown}, and the tensors have {actual:,} bytes. {_REWRITE}"
     yield Fault("index-mismatch", name, message, evidence={"total_size": str(claimed)[:80], "bytes": actual})

@@ -27,9 +27,10 @@ MAX_DEPTH = 127
 
 U64_MAX = 2**64 - 1
 _U64_DIGITS = len(str(U64_MAX))
-_I32_MAX = 2**31 - 1
-_I32_DIGITS = len(str(_I32_MAX))
 _POW10_MAX = 308
+_LONG_POWER = 11
+"""Digits of an exponent that decide: no number of digits before it makes up for 10**10."""
+
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _CONTAINERS = (dict, list, tuple)
 
@@ -153,59 +154,23 @@ def _integer(literal: str) -> int | float:
 
 
 def _float(literal: str) -> float:
-    """The float that serde_json makes of a number (``parse_integer`` … ``f64_from_parts`` in its ``de.rs``).
+    """A float of no particular value, for no header has one but in fields that are ignored; its range counts.
 
-    Not always the nearest one: the digits beyond 64 bits are dropped and one product is rounded. That decides
-    what is out of range.
+    serde_json (``parse_integer`` to ``f64_from_parts`` in its ``de.rs``) multiplies the digits that fit 64 bits by a
+    power of ten, in float64. At the edge of the range, 1.797...e308, that are the first 20.
 
     Raises:
         BadJSONError: If it is beyond float64's range.
     """
     mantissa, _, power = literal.lower().lstrip("-").partition("e")
     whole, _, fraction = mantissa.partition(".")
-    significand, exponent = _significand(whole, fraction)
-    negative = power.startswith("-")
-    power = power.lstrip("+-0") or "0"
-    if len(power) > _I32_DIGITS or int(power) > _I32_MAX:
-        if significand and not negative:
-            _refuse_number()
-        return 0.0
-    return _scaled(significand, exponent - int(power) if negative else exponent + int(power))
-
-
-def _significand(whole: str, fraction: str) -> tuple[int, int]:
-    """The leading digits that fit 64 bits, and the power of ten that goes with them."""
-    kept = whole[: _U64_DIGITS if int(whole[:_U64_DIGITS]) <= U64_MAX else _U64_DIGITS - 1]
-    significand, exponent = int(kept), len(whole) - len(kept)
-    if not significand:
-        exponent -= len(fraction) - len(fraction.lstrip("0"))
-        fraction = fraction.lstrip("0")
-    for digit in fraction[:_U64_DIGITS]:
-        longer = significand * 10 + int(digit)
-        if longer > U64_MAX:
-            break
-        significand, exponent = longer, exponent - 1
-    return significand, exponent
-
-
-def _scaled(significand: int, exponent: int) -> float:
-    """Significand * 10**exponent with serde_json's roundings."""
-    value = float(significand)
-    while abs(exponent) > _POW10_MAX and value:
-        if exponent > 0:
-            _refuse_number()
-        value /= 1e308
-        exponent += _POW10_MAX
-    if not value:
-        return 0.0
-    value = value * float(f"1e{exponent}") if exponent >= 0 else value / float(f"1e{-exponent}")
-    if math.isinf(value):
-        _refuse_number()
-    return value
-
-
-def _refuse_number() -> NoReturn:
-    raise BadJSONError("a number is beyond float64's range")
+    significant = (whole + fraction).lstrip("0")
+    digits = significant[:_U64_DIGITS]
+    shift = int(power.lstrip("+-0")[:_LONG_POWER] or "0")
+    exponent = len(significant) - len(digits) - len(fraction) + (-shift if power.startswith("-") else shift)
+    if digits and (exponent > _POW10_MAX or (exponent > 0 and math.isinf(float(digits) * float(f"1e{exponent}")))):
+        raise BadJSONError("a number is beyond float64's range")
+    return 0.0
 
 
 _QUICK = json.JSONDecoder(object_pairs_hook=tuple, parse_float=_float, parse_constant=_refuse_constant)

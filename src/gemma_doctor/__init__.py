@@ -1,0 +1,89 @@
+"""Tells whether a checkpoint will break in float16, before a GPU-hour is spent.
+
+::
+
+    import gemma_doctor
+
+    report = gemma_doctor.scan("path/to/checkpoint")
+    for finding in report.findings:
+        print(finding.rule, finding.tensor, finding.message)
+
+Importing the package loads none of its dependencies; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DoctorError",
+    "Finding",
+    "MeasuredTensor",
+    "Options",
+    "Plan",
+    "Report",
+    "Suppressions",
+    "TensorInfo",
+    "TensorStats",
+    "__version__",
+    "exit_code",
+    "plan",
+    "repair",
+    "scan",
+]
+
+if TYPE_CHECKING:
+    from gemma_doctor.doctor import Options, exit_code, plan, repair, scan
+    from gemma_doctor.errors import DoctorError
+    from gemma_doctor.inspect.suppression import Suppressions
+    from gemma_doctor.records import Finding, MeasuredTensor, Report, TensorInfo, TensorStats
+    from gemma_doctor.repair.plan import Plan
+
+_HOME = {
+    "DoctorError": "errors",
+    "Finding": "records",
+    "MeasuredTensor": "records",
+    "Options": "doctor",
+    "Plan": "repair.plan",
+    "Report": "records",
+    "Suppressions": "inspect.suppression",
+    "TensorInfo": "records",
+    "TensorStats": "records",
+    "exit_code": "doctor",
+    "plan": "doctor",
+    "repair": "doctor",
+    "scan": "doctor",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # it is whatever the name stands for
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Package(ModuleType):
+    """This package, in which a verb that is also a room (``repair``) stays the verb.
+
+    Importing the folder ``repair`` would put it in the function's place; a property comes first, and its setter is
+    where the import system's assignment ends.
+    """
+
+    @property
+    def repair(self) -> Any:  # noqa: ANN401  # the function; its type is declared above
+        return __getattr__("repair")
+
+    @repair.setter
+    def repair(self, room: ModuleType) -> None: ...
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,268 @@
+"""The straight line: open, survey, judge, report. The only place where the rooms meet."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from gemma_doctor import __version__
+from gemma_doctor.architectures import Model, detect_layout, identify, output_limit
+from gemma_doctor.checkpoint import Checkpoint, open_checkpoint, sha256
+from gemma_doctor.errors import UsageError
+from gemma_doctor.examination import Examination
+from gemma_doctor.inspect import registry
+from gemma_doctor.inspect.suppression import Suppressions, set_aside
+from gemma_doctor.inspect.survey import survey
+from gemma_doctor.records import (
+    SEVERITIES,
+    Coverage,
+    FailOn,
+    Loader,
+    MeasuredTensor,
+    Progress,
+    Report,
+    Skipped,
+    Source,
+    TargetDtype,
+    TensorInfo,
+    TensorStats,
+)
+from gemma_doctor.repair.apply import Applied, apply
+from gemma_doctor.repair.calibration import Calibration
+from gemma_doctor.repair.plan import Plan
+from gemma_doctor.repair.planner import make_plan
+
+__all__ = ["Options", "Progress", "exit_code", "plan", "repair", "scan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to examine.
+
+    Attributes:
+        select: Ids or prefixes of the rules to apply; all where empty.
+        ignore: Ids or prefixes of the rules to leave out.
+        include: Globs of tensor names to measure; all where empty.
+        exclude: Globs of tensor names to leave out.
+        target_dtype: The dtype that the weights are judged for.
+        loader: The loader that the tensors must satisfy.
+        jobs: Threads; None for one per core.
+        suppressions: Findings that the user has set aside.
+    """
+
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    target_dtype: TargetDtype = "float16"
+    loader: Loader = "transformers"
+    jobs: int | None = None
+    suppressions: Suppressions = field(default_factory=Suppressions)
+
+    def chooses(self, tensor: str) -> bool:
+        """Whether a tensor of this name is to be measured."""
+        included = not self.include or any(fnmatchcase(tensor, glob) for glob in self.include)
+        return included and not any(fnmatchcase(tensor, glob) for glob in self.exclude)
+
+
+def scan(source: str | os.PathLike[str], options: Options | None = None, progress: Progress | None = None) -> Report:
+    """Examines a checkpoint on disk: measures every selected tensor once and applies the rules.
+
+    Args:
+        source: A safetensors file, a checkpoint folder or an index file.
+        options: How to examine; the defaults judge everything for float16.
+        progress: Who is told how far it is.
+
+    Returns:
+        The report. It says itself whether it is complete.
+
+    Raises:
+        UsageError: If there is no such source, or nothing in it is selected.
+        CheckpointError: If a file cannot be read, or changes meanwhile.
+    """
+    options = options or Options()
+    started = time.perf_counter()
+    rules = registry.select(options.select, options.ignore)
+    checkpoint = open_checkpoint(source)
+    chosen = [tensor for tensor in checkpoint.tensors.values() if options.chooses(tensor.name)]
+    unreachable = list(_unreachable(checkpoint, options))
+    if not chosen and not unreachable and (checkpoint.tensors or checkpoint.unreachable):
+        raise UsageError(f"no tensor of {checkpoint.uri} is selected; check --include and --exclude")
+    measured = survey(checkpoint, chosen, jobs=options.jobs, progress=progress)
+    whole = len(chosen) == len(checkpoint.tensors)
+    examination = _examination(checkpoint, measured.stats, options.target_dtype, options.loader, whole=whole)
+    findings = [finding for rule in rules for finding in rule.check(examination)]
+    parted = set_aside(
+        findings,
+        options.suppressions,
+        content_hash=lambda name: sha256(checkpoint, checkpoint.tensors[name]),
+        judged=lambda rule, tensor: any(rule == r.id for r in rules) and (tensor is None or options.chooses(tensor)),
+    )
+    skipped = (*measured.skipped, *unreachable)
+    return Report(
+        version=__version__,
+        source=Source(checkpoint.uri, None, checkpoint.format, examination.model.family, checkpoint.files),
+        target_dtype=options.target_dtype,
+        loader=options.loader,
+        coverage=Coverage(len(chosen) + len(unreachable), len(measured.stats), skipped),
+        findings=parted.kept,
+        suppressed=parted.suppressed,
+        remarks=parted.remarks,
+        tensors=tuple(examination.tensors.values()),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def plan(
+    report: Report,
+    *,
+    passes: Sequence[str] = (),
+    unsafe: bool = False,
+    calibration: Calibration | None = None,
+) -> Plan:
+    """Plans the repair of what a scan has found.
+
+    Args:
+        report: The report of a scan of a local checkpoint; its findings are to be mended.
+        passes: Names of the passes to use; every pass that mends a finding without loss where empty.
+        unsafe: Whether edits that change the function are allowed.
+        calibration: What a trace measured.
+
+    Returns:
+        The plan: pure data, nothing is written. What it leaves alone stands in it with a reason.
+
+    Raises:
+        UsageError: If a pass is unknown, passes conflict, or the report does not cover the whole checkpoint.
+        ChangedError: If the checkpoint is no longer what was scanned.
+    """
+    checkpoint = open_checkpoint(report.source.uri)
+    if checkpoint.files != report.source.files or not report.complete:
+        raise UsageError(
+            f"{report.source.uri} is not what this report describes, or was not measured whole; scan again"
+        )
+    stats = {tensor.info.name: tensor.stats for tensor in report.tensors}
+    examination = _examination(
+        checkpoint, stats, report.target_dtype, report.loader, whole=len(stats) == len(checkpoint.tensors)
+    )
+    return make_plan(
+        examination,
+        report.findings,
+        passes=passes,
+        unsafe=unsafe,
+        calibration=calibration,
+        source=checkpoint.uri,
+        version=__version__,
+    )
+
+
+def repair(
+    plan: Plan,
+    output: str | os.PathLike[str],
+    *,
+    link: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Applied:
+    """Carries out a plan: writes a mended copy of the plan's source.
+
+    Args:
+        plan: What to do.
+        output: Folder for the copy; it appears when it is complete and checked.
+        link: Hard-link tensor files that no edit touches.
+        force: Replace an output that is not empty.
+        progress: Who is told how far it is.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: If the plan does not fit its source, or the output its place.
+        ChangedError: If the source is not what the plan was made for.
+        OutputError: If the output cannot be written; nothing of it is left.
+    """
+    return apply(plan, open_checkpoint(plan.source), Path(output), link=link, force=force, progress=progress)
+
+
+def _unreachable(checkpoint: Checkpoint, options: Options) -> Iterator[Skipped]:
+    """What should be measured and cannot be reached.
+
+    A file that cannot be read, or is missing, and that no index describes, may hold anything: it counts as one
+    tensor called ``*``, whatever is selected.
+    """
+    yield from (Skipped(name, why) for name, why in checkpoint.unreachable.items() if options.chooses(name))
+    for fault in checkpoint.faults:
+        missing_shard = "shards" in fault.evidence
+        if checkpoint.index is None and (fault.kind == "unreadable-shard" or missing_shard):
+            yield Skipped("*", f"whatever {fault.file} holds: {fault.message}")
+
+
+def exit_code(report: Report, fail_on: FailOn = "error") -> int:
+    """The exit code that a report earns.
+
+    Args:
+        report: The report.
+        fail_on: Least severity of a finding that counts as failure.
+
+    Returns:
+        2 where something was left unmeasured, whatever else was found; 1 where a finding is grave enough;
+        else 0.
+    """
+    if not report.complete:
+        return 2
+    if fail_on == "never":
+        return 0
+    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    return int(any(report.count(severity) for severity in grave))
+
+
+def _examination(
+    checkpoint: Checkpoint,
+    stats: Mapping[str, TensorStats],
+    target_dtype: TargetDtype,
+    loader: Loader,
+    *,
+    whole: bool,
+) -> Examination:
+    """Everything that is known once the tensors are measured."""
+    model = identify(checkpoint.config)
+    layout = detect_layout(model, checkpoint.tensors)
+    on_disk = {model.canonical(name, layout): name for name in checkpoint.tensors}
+    tensors = {
+        name: _measured(checkpoint.tensors[name], part, model, model.canonical(name, layout))
+        for name, part in stats.items()
+    }
+    return Examination(
+        checkpoint=checkpoint,
+        tensors=tensors,
+        model=model,
+        layout=layout,
+        on_disk=on_disk,
+        selected=whole and not checkpoint.partial,
+        target_dtype=target_dtype,
+        loader=loader,
+        tied_head_equal=_tied_head_equal(checkpoint, model, on_disk, tensors),
+    )
+
+
+def _measured(info: TensorInfo, stats: TensorStats, model: Model, canonical: str) -> MeasuredTensor:
+    known = model.expected.get(canonical)
+    role = known.role if known else model.role(info)
+    return MeasuredTensor(info, stats, role, output_limit(model, canonical, role))
+
+
+def _tied_head_equal(
+    checkpoint: Checkpoint, model: Model, on_disk: Mapping[str, str], tensors: Mapping[str, MeasuredTensor]
+) -> bool | None:
+    """Whether a stored head holds the bytes of the embedding that it is tied to; None where that cannot be said."""
+    if model.tied_head is None:
+        return None
+    head, embedding = (tensors.get(on_disk.get(name, "")) for name in model.tied_head)
+    if head is None or embedding is None or head.info.dtype != embedding.info.dtype:
+        return None
+    if head.info.shape != embedding.info.shape or head.stats != embedding.stats:
+        return False
+    return sha256(checkpoint, head.info) == sha256(checkpoint, embedding.info)

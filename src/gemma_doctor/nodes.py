@@ -1,0 +1,118 @@
+"""Strict reading of parsed JSON and TOML: every value knows where it stands, and says so when it is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import NoReturn, TypeVar, cast
+
+__all__ = ["Node", "did_you_mean"]
+
+T = TypeVar("T")
+Word = TypeVar("Word", bound=str)
+_SHOWN = 60  # characters of a wrong value that a message repeats
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """``"; did you mean 'x'?"`` where one of ``known`` is close to ``word``, else the whole list."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value of a parsed document.
+
+    Attributes:
+        value: The value as the parser gave it.
+        place: Path inside the document, such as ``"findings[3].rule"``; empty for the document itself.
+        error: Makes the exception for a message that starts with the place.
+    """
+
+    value: object
+    place: str
+    error: Callable[[str], Exception]
+
+    def refuse(self, problem: str) -> NoReturn:
+        """Raise the document's error for this place."""
+        raise self.error(f"{self.place}: {problem}" if self.place else problem)
+
+    def expected(self, what: str) -> NoReturn:
+        """Refuse the value, for it is not ``what``."""
+        self.refuse(f"expected {what}, found {self._shown()}")
+
+    def _shown(self) -> str:
+        shown = repr(self.value)
+        return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
+
+    def table(self, known: Collection[str] | None = None) -> dict[str, Node]:
+        """The members of an object or table.
+
+        Args:
+            known: The keys that it may have; None where any will do.
+        """
+        table = self._mapping()
+        for key in table:
+            if known is not None and key not in known:
+                self.refuse(f"unknown key {key!r}{did_you_mean(key, known)}")
+        return {key: self._child(key, item) for key, item in table.items()}
+
+    def member(self, key: str) -> Node:
+        """The member ``key`` of a table that must have it."""
+        table = self._mapping()
+        if key not in table:
+            self.refuse(f"missing {key!r}")
+        return self._child(key, table[key])
+
+    def _mapping(self) -> Mapping[str, object]:
+        if not isinstance(self.value, Mapping):
+            self.expected("a table")
+        return cast("Mapping[str, object]", self.value)
+
+    def _child(self, key: str, value: object) -> Node:
+        return Node(value, f"{self.place}.{key}" if self.place else key, self.error)
+
+    def items(self) -> list[Node]:
+        """The members of a list."""
+        if not isinstance(self.value, list):
+            self.expected("a list")
+        return [Node(item, f"{self.place}[{index}]", self.error) for index, item in enumerate(self.value)]
+
+    def text(self) -> str:
+        """The value as a string."""
+        if not isinstance(self.value, str):
+            self.expected("a string")
+        return self.value
+
+    def boolean(self) -> bool:
+        """The value as true or false."""
+        if not isinstance(self.value, bool):
+            self.expected("true or false")
+        return self.value
+
+    def count(self) -> int:
+        """The value as an integer of at least 0."""
+        if not isinstance(self.value, int) or isinstance(self.value, bool) or self.value < 0:
+            self.expected("an integer of at least 0")
+        return self.value
+
+    def number(self) -> int | float:
+        """The value as a finite number; integers stay integers."""
+        if isinstance(self.value, int) and not isinstance(self.value, bool):
+            return self.value
+        if not isinstance(self.value, float) or not math.isfinite(self.value):
+            self.expected("a finite number")
+        return self.value
+
+    def choice(self, options: Collection[Word]) -> Word:
+        """The value as one of ``options``."""
+        found = next((option for option in options if option == self.value), None)
+        if found is None:
+            self.refuse(f"{self._shown()} is not known{did_you_mean(str(self.value)[:_SHOWN], options)}")
+        return found
+
+    def maybe(self, read: Callable[[Node], T]) -> T | None:
+        """What ``read`` makes of it; None for null."""
+        return None if self.value is None else read(self)

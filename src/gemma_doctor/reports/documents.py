@@ -1,0 +1,78 @@
+"""Where words go: documents to a file, or to standard output for ``-``; remarks to standard error.
+
+Importing it is cheap: rich comes with the first drawing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from gemma_doctor.errors import UsageError
+from gemma_doctor.reports.names import safe_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["STDOUT", "check_target", "draw", "say", "write"]
+
+STDOUT = "-"
+_TENSOR_FILES = {".safetensors", ".gguf"}
+
+
+def check_target(target: str | Path | None) -> None:
+    """Refuse a target that could not be written, before the work that it is for; None is no target.
+
+    Raises:
+        UsageError: It is a folder, lies in none, or has the name of a tensor file.
+    """
+    if target is None or target == STDOUT:
+        return
+    path = Path(target)
+    if path.suffix in _TENSOR_FILES:
+        raise UsageError(f"{path} is named like a tensor file, which a report or baseline must not overwrite")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder is missing'}")
+
+
+def write(target: str | Path, text: str) -> None:
+    """Write a document; a reader of standard output that goes away early is no error.
+
+    Raises:
+        UsageError: The system refuses; the message says why.
+    """
+    try:
+        if target == STDOUT:
+            _write_whole(sys.stdout, text)
+        else:
+            Path(target).write_text(text, encoding="utf-8", newline="\n")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        name = "standard output" if target == STDOUT else target
+        raise UsageError(f"{name} cannot be written: {error.strerror}") from error
+
+
+def _write_whole(stream: TextIO, text: str) -> None:
+    """Write all of the text: an unbuffered stream (``PYTHONUNBUFFERED``) may take a part and say nothing of it."""
+    stream.flush()
+    rest = memoryview(text.encode(stream.encoding, "backslashreplace"))
+    while rest:
+        rest = rest[stream.buffer.write(rest) :]
+    stream.buffer.flush()
+
+
+def draw(picture: Callable[[Console], None]) -> None:
+    """Print on standard output what ``picture`` prints on a console."""
+    from gemma_doctor.reports.sheet import rendered  # noqa: PLC0415  # rich takes 0.1 s to load
+
+    write(STDOUT, rendered(picture, sys.stdout))
+
+
+def say(message: str) -> None:
+    """Print one line on standard error, if there is anything to say."""
+    if message:
+        print(safe_text(message), file=sys.stderr)  # noqa: T201  # as above

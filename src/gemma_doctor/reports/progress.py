@@ -1,0 +1,51 @@
+"""How far a scan has come, on standard error: bytes, rate and time left."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Bar", "bar"]
+
+_PERIOD = 0.1  # seconds between two looks of the bar: 100,000 small tensors must not cost 100,000 redraws
+
+
+@contextmanager
+def bar(console: Console) -> Iterator[Bar]:
+    """A progress bar on ``console`` that leaves no trace of itself."""
+    columns = (TextColumn("scanning"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Bar(progress)
+
+
+class Bar:
+    """A progress bar that worker threads may advance."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("scanning", total=None)
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._shown_at = 0.0
+
+    def start(self, total_bytes: int) -> None:
+        """The scan will read ``total_bytes``."""
+        self._progress.update(self._task, total=total_bytes)
+
+    def advance(self, nbytes: int) -> None:
+        """``nbytes`` more have been read."""
+        with self._lock:
+            self._waiting += nbytes
+            now = time.monotonic()
+            if now - self._shown_at < _PERIOD:
+                return
+            ready, self._waiting, self._shown_at = self._waiting, 0, now
+        self._progress.advance(self._task, ready)
