@@ -1,0 +1,1 @@
+"""The hot loops: statistics of a tensor's bytes, at the speed of memory."""
