@@ -52,3 +52,9 @@ def merged_config() -> dict[str, Any]:
 def merged_names() -> set[str]:
     """The names in its index."""
     return set(_data()["merged"]["index"]["weight_map"])
+
+
+def merged_index() -> dict[str, Any]:
+    """Its index: ``metadata`` and ``weight_map``."""
+    found: dict[str, Any] = _data()["merged"]["index"]
+    return found

@@ -6,10 +6,11 @@
     ├── UsageError               the call cannot be carried out as asked (also a ValueError)
     │   ├── SourceNotFoundError  nothing readable at SOURCE
     │   └── SettingsError        a configuration file, baseline or allow entry is wrong
-    └── CheckpointError          the checkpoint's bytes cannot be trusted
-        ├── HeaderError          a safetensors header breaks the format
-        ├── IndexFileError       an index or config file cannot be read
-        └── ChangedError         the file changed while it was read
+    ├── CheckpointError          the checkpoint's bytes cannot be trusted
+    │   ├── HeaderError          a safetensors header breaks the format
+    │   ├── IndexFileError       an index or config file cannot be read
+    │   └── ChangedError         the file changed while it was read, or since the plan was made
+    └── OutputError              the output could not be written; nothing of it is left
 
 Every message names the file, the tensor and the limit where there is one, and the next step.
 The command line turns each of them into one sentence and exit code 2.
@@ -23,6 +24,7 @@ __all__ = [
     "DoctorError",
     "HeaderError",
     "IndexFileError",
+    "OutputError",
     "SettingsError",
     "SourceNotFoundError",
     "UsageError",
@@ -58,4 +60,8 @@ class IndexFileError(CheckpointError):
 
 
 class ChangedError(CheckpointError):
-    """A file changed while it was being read."""
+    """A file changed while it was being read, or since a plan was made for it."""
+
+
+class OutputError(DoctorError):
+    """The output could not be written; nothing of it is left."""

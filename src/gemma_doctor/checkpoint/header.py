@@ -143,10 +143,10 @@ def _fields(name: str, pairs: tuple[tuple[str, object], ...]) -> tuple[object, o
     found = dict(pairs)
     if not len(pairs) == len(found) == len(_FIELDS):
         _check_fields(name, pairs)
-    for key in _FIELDS:
-        if key not in found:
-            _refuse(name, f"has no {key}")
-    return found["dtype"], found["shape"], found["data_offsets"]
+    try:
+        return found["dtype"], found["shape"], found["data_offsets"]
+    except KeyError as missing:
+        _refuse(name, f"has no {missing.args[0]}")
 
 
 def _check_fields(name: str, pairs: tuple[tuple[str, object], ...]) -> None:
