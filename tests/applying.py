@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,11 +13,9 @@ from checkpoints import Raw
 from oracle import FLOATS
 
 from gemma_doctor.checkpoint import Checkpoint, FileBytes, open_checkpoint
-from gemma_doctor.records import Exactness
-from gemma_doctor.repair.apply import Applied, apply
-from gemma_doctor.repair.fingerprint import fingerprint
-from gemma_doctor.repair.plan import (
+from gemma_doctor.plans import (
     Add,
+    Applied,
     Cast,
     Clamp,
     Drop,
@@ -30,6 +27,9 @@ from gemma_doctor.repair.plan import (
     SetConfig,
     ZeroNonfinite,
 )
+from gemma_doctor.records import Exactness
+from gemma_doctor.repair.apply import apply
+from gemma_doctor.repair.fingerprint import fingerprint
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 Change: TypeAlias = Scale | Cast | Clamp | ZeroNonfinite
@@ -145,6 +145,16 @@ def nearest(values: Doubles, dtype: str) -> Doubles:
     return np.where(np.isnan(values), np.nan, np.copysign(found, values))
 
 
+def _not_above(limit: float, dtype: str) -> float:
+    if dtype == "F64":
+        return limit
+    if dtype == "F32":
+        single = np.float32(limit)
+        return float(single if float(single) <= limit else np.nextafter(single, np.float32(0)))
+    finite = _magnitudes(dtype)[:-1]
+    return float(finite[finite <= limit].max())
+
+
 def model_of(change: Change, values: Doubles, dtype: str) -> tuple[Doubles, str]:
     """What a change makes of some values of a dtype, and the dtype then."""
     with np.errstate(all="ignore"):
@@ -154,10 +164,7 @@ def model_of(change: Change, values: Doubles, dtype: str) -> tuple[Doubles, str]
         if isinstance(change, Cast):
             return nearest(values, change.dtype), change.dtype
         if isinstance(change, Clamp):
-            limit = float(nearest(np.array([change.limit]), dtype)[0])
-            if not limit <= change.limit:
-                every = _magnitudes(dtype)[:-1]
-                limit = float(every[every <= change.limit].max())
+            limit = _not_above(change.limit, dtype)
             return np.where(np.abs(values) > limit, np.copysign(limit, values), values), dtype
         return np.where(np.isfinite(values), values, 0.0), dtype
 
@@ -178,8 +185,3 @@ def same_values(one: Doubles, other: Doubles) -> bool:
         and bool(np.array_equal(one[~nan], other[~nan]))
         and bool(np.array_equal(np.signbit(one[~nan]), np.signbit(other[~nan])))
     )
-
-
-def names(changes: Sequence[Edit]) -> list[str]:
-    """Kinds of edits, for messages."""
-    return [type(change).__name__ for change in changes]

@@ -224,6 +224,14 @@ def plant(tensors: Tensors, name: str, value: float, index: int = 0) -> dict[str
     return {**tensors, name: sick}
 
 
+def plant_rows(tensors: Mapping[str, Array], factors: Mapping[str, float], rows: int | None = 4) -> dict[str, Array]:
+    """The checkpoint with the first rows (output channels; None for all) of some arrays multiplied."""
+    sick = {name: np.array(tensors[name]) for name in factors}
+    for name, array in sick.items():
+        array[:rows] *= array.dtype.type(factors[name])
+    return {**tensors, **sick}
+
+
 def plant_published(tensors: Tensors) -> dict[str, Array | Raw]:
     """The checkpoint with the five published maxima in their convolutions, in the first element of each."""
     for name, value in PUBLISHED.items():

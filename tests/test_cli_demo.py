@@ -1,4 +1,4 @@
-"""``gemma-doctor demo``: the published faults, found in a checkpoint that it builds."""
+"""``gemma-doctor demo``: the published faults, found in a checkpoint that it builds, mended, and gone."""
 
 from __future__ import annotations
 
@@ -13,30 +13,35 @@ if TYPE_CHECKING:
     import pytest
 
 
-def test_the_demo_shows_the_published_faults_and_leaves_nothing(
+def test_the_demo_shows_the_published_faults_mends_them_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     done = call("demo")
     assert done.code == 0
     assert list(tmp_path.iterdir()) == []
-    table = re.findall(r"^  (\S+)\.conv\.weight +(\S+)", done.out[done.out.index("Largest") :], re.MULTILINE)
-    assert [number for _, number in table][:1] == ["98.000"]
-    assert re.findall(r" (98\.000|37\.000|34\.750|33\.750) ", done.out) == [
-        "98.000",
-        "37.000",
-        "34.750",
-        "33.750",
-        "33.750",
+    steps = re.split(r"^\$ gemma-doctor (\w+) .*\n", done.out, flags=re.MULTILINE)
+    before, repaired, after = steps[2::2]
+    assert steps[1::2] == ["scan", "repair", "scan"]
+    table = re.findall(r"^  (\S+)\.weight +(\S+) ", before[before.index("Largest") :], re.MULTILINE)
+    assert [number for _, number in table] == ["98.000", "37.000", "34.750", "33.750", "33.750"]
+    assert {"GD104", "GD201", "GD203"} <= set(re.findall(r"GD\d{3}", before))
+    assert re.findall(r"^([\w-]+) \((\w+): ", repaired, re.MULTILINE) == [
+        ("rescale-conv", "eps"),
+        ("prune-shared-kv", "exact"),
+        ("cast-dtype", "exact"),
     ]
-    assert {"GD104", "GD201", "GD203"} <= set(re.findall(r"GD\d{3}", done.out))
-    assert done.out.endswith("  gemma-doctor demo --output sick-gemma  # the same, and keep the checkpoint\n")
+    assert after.startswith("Healthy: 1 note. Every measured weight fits float16.\n")
+    assert set(re.findall(r"GD\d{3}", after)) == {"GD106"}
+    assert done.out.endswith("  gemma-doctor demo --output gemma-demo  # the same, and keep both checkpoints\n")
 
 
 def test_the_demo_can_be_kept(tmp_path: Path) -> None:
-    folder = tmp_path / "sick gemma"
+    folder = tmp_path / "gemma demo"
     done = call("demo", "--output", folder)
     assert done.code == 0
-    assert (folder / "model.safetensors.index.json").is_file()
-    assert done.out.endswith(f"  gemma-doctor scan '{folder}' --json report.json  # every number\n")
+    assert sorted(path.name for path in folder.iterdir()) == ["mended", "sick"]
+    assert (folder / "sick" / "model.safetensors.index.json").is_file()
+    assert (folder / "mended" / "gemma-doctor.json").is_file()
+    assert f"\n  gemma-doctor scan '{folder}/sick' --json report.json  # every number\n" in done.out
     assert call("demo", "--output", folder).code == 2

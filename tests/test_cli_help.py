@@ -14,18 +14,20 @@ import gemma_doctor
 from gemma_doctor import cli
 from gemma_doctor.inspect.registry import RULES
 from gemma_doctor.records import FAIL_ON, LOADERS, TARGET_DTYPES
+from gemma_doctor.repair.registry import PASSES
 
 ROOT: Any = typer.main.get_command(cli.app)
 COMMANDS: dict[str, Any] = ROOT.commands
-EXAMPLES = re.findall(
-    "^ {2}gemma-doctor (.+)$",
-    f"{cli.ROOT_EPILOG}\n{cli.SCAN_EPILOG}\n{cli.RULE_EPILOG}\n{cli.DEMO_EPILOG}",
-    re.MULTILINE,
-)
+EXAMPLES = [
+    example
+    for command in (ROOT, *COMMANDS.values())
+    for example in re.findall("^ {2}gemma-doctor (.+)$", command.epilog, re.MULTILINE)
+]
 
 
 def test_the_commands_are_those_that_work() -> None:
-    assert sorted(COMMANDS) == ["demo", "rule", "scan"]
+    assert sorted(COMMANDS) == ["demo", "repair", "rule", "scan"]
+    assert len(EXAMPLES) > 10
 
 
 @pytest.mark.parametrize("command", [ROOT, *COMMANDS.values()], ids=lambda command: command.name)
@@ -70,10 +72,13 @@ def test_no_arguments_show_the_help_and_fail() -> None:
     assert "Commands:" in done.out + done.err
 
 
-def test_all_rules_are_listed() -> None:
+def test_all_rules_and_passes_are_listed() -> None:
     done = call("rule")
     assert (done.code, done.err) == (0, "")
-    assert [line.split()[0] for line in done.out.splitlines()] == [rule.id for rule in RULES]
+    rules, passes = done.out.split("\n\nRepair passes:\n")
+    assert [line.split()[0] for line in rules.splitlines()] == [rule.id for rule in RULES]
+    assert [line.split()[0] for line in passes.splitlines()] == [one.name for one in PASSES]
+    assert "\nprune-shared-kv (exact; GD201, GD202): k/v tensors " in done.out
     assert "GD101 nonfinite-weight (error): a weight is NaN or infinite.\n" in done.out
 
 
@@ -84,3 +89,19 @@ def test_one_rule_is_explained_in_markdown(name: str) -> None:
     assert done.out.startswith("# GD101 nonfinite-weight: ")
     sections = re.findall("^## (.*)$", done.out, re.MULTILINE)
     assert sections == ["What it checks", "Why it matters", "Example", "How to mend", "Limits"]
+
+
+@pytest.mark.parametrize("name", [one.name for one in PASSES])
+def test_one_pass_is_explained_in_markdown(name: str) -> None:
+    done = call("rule", name.upper())
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"# {name}: ")
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"), [("rescale-con", "rescale-conv"), ("nonfinite-wieght", "nonfinite-weight"), ("GD1O4", "GD104")]
+)
+def test_a_slip_of_the_pen_is_answered_with_the_closest_rule_or_pass(slip: str, meant: str) -> None:
+    done = call("rule", slip)
+    assert (done.code, done.out) == (2, "")
+    assert meant in done.err

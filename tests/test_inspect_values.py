@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
-from checkpoints import Array, Raw, Tensors, bfloat16
+from checkpoints import Array, Raw, Tensors, bfloat16, healthy, tiny_gemma3_config
 from examinations import examine, find
 
 from gemma_doctor.architectures import Model
@@ -175,6 +175,14 @@ def test_gd106_is_lighter_for_a_bias(name: str, shape: tuple[int, ...], severity
     (finding,) = findings("GD106", np.zeros(shape, np.float32), name)
     assert (finding.severity, finding.tensor) == (severity, name)
     assert ("harmless" in finding.message) is (severity == "note")
+
+
+def test_gd106_knows_a_gain_to_which_the_module_adds_one() -> None:
+    config = tiny_gemma3_config()
+    zero_gains = {name: 0 * array if "norm" in name else array for name, array in healthy(config).items()}
+    assert find("GD106", examine(zero_gains, config)) == []
+    (finding,) = findings("GD106", np.zeros(8, np.float32), "model.norm.weight")
+    assert finding.severity == "warning"
 
 
 def test_gd106_takes_a_negative_zero_for_zero_and_a_nan_for_something() -> None:

@@ -41,7 +41,7 @@ def test_ci_runs_the_readme_commands_word_for_word() -> None:
     assert f"- run: {tests}\n" in text(".github/workflows/ci.yml")
 
 
-def test_the_rule_pages_are_fresh() -> None:
+def test_the_pages_of_rules_and_passes_are_fresh() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "tools" / "docs.py", "--check"], capture_output=True, text=True, check=False
     )

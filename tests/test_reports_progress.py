@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def test_it_shows_bytes_rate_and_time_left_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_PERIOD", 0.0)
     stream = io.StringIO()
-    with progress.bar(Console(file=stream, force_terminal=True, width=100, color_system=None)) as bar:
+    with progress.bar(Console(file=stream, force_terminal=True, width=100, color_system=None), "scanning") as bar:
         bar.start(10_000_000_000)
         bar.advance(4_000_000_000)
         bar.advance(2_000_000_000)
@@ -33,7 +33,7 @@ def test_threads_lose_no_byte_and_rarely_redraw(monkeypatch: pytest.MonkeyPatch)
     shown: list[int] = []
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with progress.bar(Console(file=io.StringIO(), force_terminal=True)) as bar:
+    with progress.bar(Console(file=io.StringIO(), force_terminal=True), "scanning") as bar:
         monkeypatch.setattr(Progress, "advance", lambda _self, _task, nbytes: shown.append(nbytes))
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(bar.advance, [3] * 10_000))

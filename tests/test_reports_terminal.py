@@ -174,20 +174,18 @@ def test_coverage_what_was_left_out_and_what_was_set_aside_are_shown() -> None:
 
 def test_the_next_commands_can_be_copied() -> None:
     stream = io.StringIO()
-    render(sick(), console_for(stream), ("gemma-doctor scan 'some model/'", "every number"))
+    commands = [("gemma-doctor rule GD101", "what it means"), ("gemma-doctor scan 'some model/'", "every number")]
+    render(sick(), console_for(stream), commands)
     assert stream.getvalue().endswith(
-        "\nNext:\n"
-        "  gemma-doctor rule GD101  # what it means and how to mend it\n"
-        "  gemma-doctor scan 'some model/'  # every number\n"
+        "\nNext:\n  gemma-doctor rule GD101  # what it means\n  gemma-doctor scan 'some model/'  # every number\n"
     )
-    assert piped(sick()).endswith("how to mend it\n")
-    assert "Next" not in piped(report())
+    assert "Next" not in piped(sick())
 
 
 def test_a_command_is_never_broken() -> None:
     stream = io.StringIO()
     command = f"gemma-doctor scan {'x' * 100}"
-    render(sick(), Console(file=stream, width=60, force_terminal=True, color_system=None), (command, "every number"))
+    render(sick(), Console(file=stream, width=60, force_terminal=True, color_system=None), [(command, "every number")])
     assert stream.getvalue().endswith(f"\n  {command}\n")
 
 

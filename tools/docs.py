@@ -1,4 +1,4 @@
-"""Write docs/rules/ from the rules' docstrings, or with --check say which pages are not what they should be.
+"""Write docs/rules/ and docs/passes/ from docstrings, or with --check say which pages are not what they should be.
 
 Usage: python tools/docs.py [--check]
 """
@@ -8,26 +8,31 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from gemma_doctor.inspect.registry import RULES, page
+from gemma_doctor.inspect import registry as rules
 from gemma_doctor.inspect.rule import Rule
+from gemma_doctor.repair import registry as passes
+from gemma_doctor.repair.case import Pass
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "docs" / "rules"
+DOCS = ROOT / "docs"
 
 
-def pages() -> dict[str, str]:
-    """Every file that belongs into docs/rules/: its name and its text."""
-    return {"README.md": _index(), **{f"{rule.id}.md": _page(rule) for rule in RULES}}
+def pages() -> dict[str, dict[str, str]]:
+    """Every file that belongs into a folder of docs/: folder -> name -> text."""
+    return {
+        "rules": {"README.md": _rules(), **{f"{rule.id}.md": _rule(rule) for rule in rules.RULES}},
+        "passes": {"README.md": _passes(), **{f"{one.name}.md": _pass(one) for one in passes.PASSES}},
+    }
 
 
 def stale(wanted: Mapping[str, str], folder: Path) -> Iterator[str]:
     """What differs between the folder and the pages it should hold, one sentence each."""
     present = {path.name for path in folder.glob("*")}
     for name in sorted(present - wanted.keys()):
-        yield f"{name} belongs to no rule"
+        yield f"{name} belongs to nothing"
     for name, text in wanted.items():
         if name not in present:
             yield f"{name} is missing"
@@ -45,13 +50,20 @@ def write(wanted: Mapping[str, str], folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _page(rule: Rule) -> str:
-    source = Path(inspect.getfile(rule.check)).name
-    notice = f"<!-- Made by tools/docs.py from src/gemma_doctor/inspect/rules/{source}: edit that file. -->"
-    return f"{notice}\n\n{page(rule)}"
+def _rule(rule: Rule) -> str:
+    return f"{_notice('inspect/rules', rule.check)}\n\n{rules.page(rule)}"
 
 
-def _index() -> str:
+def _pass(one: Pass) -> str:
+    return f"{_notice('repair/passes', one.plan)}\n\n{passes.page(one)}"
+
+
+def _notice(room: str, function: Callable[..., object]) -> str:
+    source = Path(inspect.getfile(function)).name
+    return f"<!-- Made by tools/docs.py from src/gemma_doctor/{room}/{source}: edit that file. -->"
+
+
+def _rules() -> str:
     lines = [
         "<!-- Made by tools/docs.py from the rules: edit their docstrings. -->",
         "",
@@ -61,28 +73,56 @@ def _index() -> str:
         "",
         "| id | name | severity | what |",
         "| --- | --- | --- | --- |",
-        *(f"| [{rule.id}]({rule.id}.md) | {rule.name} | {rule.severity} | {_summary(rule)} |" for rule in RULES),
+        *(
+            f"| [{rule.id}]({rule.id}.md) | {rule.name} | {rule.severity} | {_summary(rules.page(rule))} |"
+            for rule in rules.RULES
+        ),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _summary(rule: Rule) -> str:
+def _passes() -> str:
+    lines = [
+        "<!-- Made by tools/docs.py from the passes: edit their docstrings. -->",
+        "",
+        "# Repair passes",
+        "",
+        "`gemma-doctor rule rescale-conv` prints the same page. The exactness is the worst that an edit of it has:",
+        "exact (the same function), eps (the same up to a norm's eps), rounded (stored values are rounded) or lossy",
+        "(another function, which needs `--unsafe`).",
+        "",
+        "| pass | mends | exactness | what |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| [{one.name}]({one.name}.md) | {_links(one.mends)} | {one.exactness} | {_summary(passes.page(one))} |"
+            for one in passes.PASSES
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _links(ids: Iterable[str]) -> str:
+    return ", ".join(f"[{rule}](../rules/{rule}.md)" for rule in ids)
+
+
+def _summary(page: str) -> str:
     """What follows the name in the page's title."""
-    title = page(rule).partition("\n")[0]
-    return title.removeprefix(f"# {rule.id} {rule.name}: ").removesuffix(".").replace("|", r"\|")
+    return page.partition("\n")[0].partition(": ")[2].removesuffix(".").replace("|", r"\|")
 
 
 def main() -> int:
     """Run the tool; 1 where --check finds a page that is not fresh."""
-    parser = argparse.ArgumentParser(description="Write docs/rules/ from the rules' docstrings.")
+    parser = argparse.ArgumentParser(description="Write docs/rules/ and docs/passes/ from docstrings.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is not fresh")
-    wanted = pages()
-    if not parser.parse_args().check:
-        write(wanted, FOLDER)
-        return 0
-    faults = list(stale(wanted, FOLDER))
+    check = parser.parse_args().check
+    faults = []
+    for folder, wanted in pages().items():
+        if check:
+            faults += [f"docs/{folder}: {fault}" for fault in stale(wanted, DOCS / folder)]
+        else:
+            write(wanted, DOCS / folder)
     for fault in faults:
-        print(f"docs/rules: {fault}; run: python tools/docs.py")
+        print(f"{fault}; run: python tools/docs.py")
     return bool(faults)
 
 

@@ -18,7 +18,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from gemma_doctor.version import __version__
 
 __all__ = [
     "DoctorError",
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
     from gemma_doctor.doctor import Options, exit_code, plan, repair, scan
     from gemma_doctor.errors import DoctorError
     from gemma_doctor.inspect.suppression import Suppressions
+    from gemma_doctor.plans import Plan
     from gemma_doctor.records import Finding, MeasuredTensor, Report, TensorInfo, TensorStats
-    from gemma_doctor.repair.plan import Plan
 
 _HOME = {
     "DoctorError": "errors",
     "Finding": "records",
     "MeasuredTensor": "records",
     "Options": "doctor",
-    "Plan": "repair.plan",
+    "Plan": "plans",
     "Report": "records",
     "Suppressions": "inspect.suppression",
     "TensorInfo": "records",

@@ -29,6 +29,8 @@ CONFIG: dict[str, Any] = {
     "architectures": ["Gemma3nForConditionalGeneration"],
     "model_type": "gemma3n",
     "dtype": "float16",
+    "image_token_id": 4097,  # within the ids of images, from the tower's vocab_offset, as the real one's 262145
+    "audio_token_id": 4225,
     "text_config": {
         "model_type": "gemma3n_text",
         "hidden_size": 256,
@@ -128,7 +130,7 @@ def sound(expected: Expected, rng: np.random.Generator) -> npt.NDArray[np.float3
     if expected.role in {"conv", "linear"}:
         scale = 1 / math.sqrt(math.prod(shape[1:]))
     elif expected.role in {"norm", "other"}:
-        scale, centre = 0.1, 0.0 if expected.module == "Gemma3RMSNorm" else 1.0
+        scale, centre = 0.1, 0.0 if expected.plus_one else 1.0
     return (scale * noise + centre).astype(np.float32)
 
 

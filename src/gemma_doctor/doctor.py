@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from gemma_doctor import __version__
 from gemma_doctor.architectures import Model, detect_layout, identify, output_limit
 from gemma_doctor.checkpoint import Checkpoint, open_checkpoint, sha256
-from gemma_doctor.errors import UsageError
+from gemma_doctor.checkpoint.quoting import shown
+from gemma_doctor.errors import ChangedError, UsageError
 from gemma_doctor.examination import Examination
 from gemma_doctor.inspect import registry
 from gemma_doctor.inspect.suppression import Suppressions, set_aside
 from gemma_doctor.inspect.survey import survey
+from gemma_doctor.plans import Applied, Plan
 from gemma_doctor.records import (
     SEVERITIES,
     Coverage,
@@ -31,10 +32,10 @@ from gemma_doctor.records import (
     TensorInfo,
     TensorStats,
 )
-from gemma_doctor.repair.apply import Applied, apply
+from gemma_doctor.repair.apply import apply
 from gemma_doctor.repair.calibration import Calibration
-from gemma_doctor.repair.plan import Plan
 from gemma_doctor.repair.planner import make_plan
+from gemma_doctor.version import __version__
 
 __all__ = ["Options", "Progress", "exit_code", "plan", "repair", "scan"]
 
@@ -140,10 +141,9 @@ def plan(
         ChangedError: If the checkpoint is no longer what was scanned.
     """
     checkpoint = open_checkpoint(report.source.uri)
-    if checkpoint.files != report.source.files or not report.complete:
-        raise UsageError(
-            f"{report.source.uri} is not what this report describes, or was not measured whole; scan again"
-        )
+    _refuse_incomplete(report)
+    if checkpoint.files != report.source.files:
+        raise ChangedError(f"{report.source.uri} is not what this report describes: scan it again")
     stats = {tensor.info.name: tensor.stats for tensor in report.tensors}
     examination = _examination(
         checkpoint, stats, report.target_dtype, report.loader, whole=len(stats) == len(checkpoint.tensors)
@@ -159,10 +159,11 @@ def plan(
     )
 
 
-def repair(
+def repair(  # noqa: PLR0913  # two nouns and a place; the rest has defaults and is named
     plan: Plan,
     output: str | os.PathLike[str],
     *,
+    source: str | os.PathLike[str] | None = None,
     link: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -172,6 +173,7 @@ def repair(
     Args:
         plan: What to do.
         output: Folder for the copy; it appears when it is complete and checked.
+        source: Where the source lies now; where the plan says if None. Its contents must be those of the plan.
         link: Hard-link tensor files that no edit touches.
         force: Replace an output that is not empty.
         progress: Who is told how far it is.
@@ -184,7 +186,20 @@ def repair(
         ChangedError: If the source is not what the plan was made for.
         OutputError: If the output cannot be written; nothing of it is left.
     """
-    return apply(plan, open_checkpoint(plan.source), Path(output), link=link, force=force, progress=progress)
+    checkpoint = open_checkpoint(plan.source if source is None else source)
+    return apply(plan, checkpoint, Path(output), link=link, force=force, progress=progress)
+
+
+def _refuse_incomplete(report: Report) -> None:
+    """What was not measured may be sick, and a plan would pass it over in silence."""
+    if report.complete:
+        return
+    covered = report.coverage
+    first = "".join(f": {shown(item.tensor)}, {item.reason}" for item in covered.skipped[:1])
+    raise UsageError(
+        f"{report.source.uri} cannot be repaired before all of it can be measured; {covered.measured:,} of "
+        f"{covered.expected:,} tensors were{first}"
+    )
 
 
 def _unreachable(checkpoint: Checkpoint, options: Options) -> Iterator[Skipped]:

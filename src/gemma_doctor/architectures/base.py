@@ -51,6 +51,7 @@ class Expected:
         module: Class of the module that owns it, such as ``"Conv2d"``.
         need: Whether, and when, it may be absent.
         rows: What the first axis runs over: output channels, or input channels where the product is ``x @ W``.
+        plus_one: Whether the module multiplies by 1 + this gain, so that zeros are its neutral element.
     """
 
     shape: tuple[int, ...]
@@ -58,6 +59,7 @@ class Expected:
     module: str
     need: Need = "required"
     rows: Literal["outputs", "inputs"] = "outputs"
+    plus_one: bool = False
 
 
 # What bounds a convolution's input: a closed union, evaluated against the measured weights.

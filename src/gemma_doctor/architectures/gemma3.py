@@ -18,7 +18,6 @@ _MULTIMODAL = frozenset({"Gemma3ForConditionalGeneration", "Gemma3Model", "Gemma
 _TEXT = frozenset({"Gemma3ForCausalLM", "Gemma3TextForSequenceClassification"})
 _BARE = "Gemma3TextModel"
 
-_NORM = "Gemma3RMSNorm"
 _LANGUAGE, _TOWER, _PROJECTOR = "language_model.model.", "vision_tower.vision_model.", "multi_modal_projector."
 _HEAD = ("lm_head.", "language_model.lm_head.")
 
@@ -130,7 +129,7 @@ def _text(prefix: str, head: str | None, text: Section, *, tied: bool) -> tuple[
     tensors = embedding(f"{prefix}embed_tokens", rows, width, "Gemma3TextScaledWordEmbedding")
     for layer in range(text.repeats("num_hidden_layers", 26)):
         tensors |= _layer(f"{prefix}layers.{layer}.", text, width)
-    tensors |= rms_norm(f"{prefix}norm", width, _NORM)
+    tensors |= _norm(f"{prefix}norm", width)
     if head is None:
         return tensors, None
     tensors |= tied_head(head, rows, width, tied=tied)
@@ -139,9 +138,9 @@ def _text(prefix: str, head: str | None, text: Section, *, tied: bool) -> tuple[
 
 def _layer(prefix: str, text: Section, width: int) -> Tensors:
     inner = text.extent("intermediate_size", 9216)
-    tensors = rms_norm(f"{prefix}input_layernorm", width, _NORM) | _attention(f"{prefix}self_attn.", text, width)
+    tensors = _norm(f"{prefix}input_layernorm", width) | _attention(f"{prefix}self_attn.", text, width)
     for norm in ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"):
-        tensors |= rms_norm(f"{prefix}{norm}", width, _NORM)
+        tensors |= _norm(f"{prefix}{norm}", width)
     tensors |= linear(f"{prefix}mlp.gate_proj", inner, width) | linear(f"{prefix}mlp.up_proj", inner, width)
     return tensors | linear(f"{prefix}mlp.down_proj", width, inner)
 
@@ -155,8 +154,8 @@ def _attention(prefix: str, text: Section, width: int) -> Tensors:
         **linear(f"{prefix}k_proj", values, width, bias=bias),
         **linear(f"{prefix}v_proj", values, width, bias=bias),
         **linear(f"{prefix}o_proj", width, queries, bias=bias),
-        **rms_norm(f"{prefix}q_norm", head, _NORM),
-        **rms_norm(f"{prefix}k_norm", head, _NORM),
+        **_norm(f"{prefix}q_norm", head),
+        **_norm(f"{prefix}k_norm", head),
     }
 
 
@@ -166,5 +165,10 @@ def _projector(text: Section, vision: Section) -> Tensors:
     weight = Expected(shape, "linear", "Gemma3MultiModalProjector", rows="inputs")
     return {
         f"{_PROJECTOR}mm_input_projection_weight": weight,
-        **rms_norm(f"{_PROJECTOR}mm_soft_emb_norm", channels, _NORM),
+        **_norm(f"{_PROJECTOR}mm_soft_emb_norm", channels),
     }
+
+
+def _norm(module: str, channels: int) -> Tensors:
+    """Gemma 3's RMS norm, which multiplies by 1 + w."""
+    return rms_norm(module, channels, "Gemma3RMSNorm", plus_one=True)

@@ -18,9 +18,9 @@ def linear(module: str, outputs: int, inputs: int, *, bias: bool = False, need: 
     return tensors
 
 
-def rms_norm(module: str, channels: int, kind: str, need: Need = "required") -> Tensors:
-    """An RMS norm of class ``kind``: one gain per channel."""
-    return {f"{module}.weight": Expected((channels,), "norm", kind, need)}
+def rms_norm(module: str, channels: int, kind: str, need: Need = "required", *, plus_one: bool = False) -> Tensors:
+    """An RMS norm of class ``kind``: one gain per channel, or what is added to one."""
+    return {f"{module}.weight": Expected((channels,), "norm", kind, need, plus_one=plus_one)}
 
 
 def layer_norm(module: str, channels: int) -> Tensors:

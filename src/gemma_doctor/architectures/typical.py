@@ -25,7 +25,7 @@ from gemma_doctor.architectures.base import (
 )
 from gemma_doctor.records import MeasuredTensor
 
-__all__ = ["REACH", "row_spread", "typical_rms"]
+__all__ = ["REACH", "cautious_rms", "row_spread", "typical_rms"]
 
 REACH = 16.0
 """How many times its rms an output is taken to reach."""
@@ -81,12 +81,47 @@ def typical_rms(source: Input, tensors: Mapping[str, MeasuredTensor]) -> float:
     return rms
 
 
+def cautious_rms(source: Input, tensors: Mapping[str, MeasuredTensor]) -> float:
+    """The same from below: what could be large in few channels only, or be scaled away again, counts for nothing.
+
+    A matrix counts without its largest row. A product that goes through a layer scale counts as 0, because a small
+    gain may meet just the large rows; so does the larger part of what lies side by side. It is an estimate all the
+    same: independence is assumed, and only a trace measures.
+
+    Args:
+        source: What makes the activation.
+        tensors: The measured tensors by canonical name.
+
+    Returns:
+        The rms; NaN where nothing is known or a tensor was not measured.
+    """
+    rms = math.nan
+    match source:
+        case Scaled():
+            rms = 0.0 if isinstance(source.source, Linear) else cautious_rms(source.source, tensors)
+            rms *= _gain(tensors.get(source.gain))
+        case Linear():
+            rms = cautious_rms(source.source, tensors) * _matrix(tensors.get(source.weight), but_largest_row=True)
+        case Sum():
+            rms = math.sqrt(sum(cautious_rms(term, tensors) ** 2 for term in source.terms))
+        case Joined():
+            parts = [cautious_rms(part, tensors) for part in source.parts]
+            rms = math.nan if any(map(math.isnan, parts)) else min(parts)
+        case Pooled() | Repeated():
+            rms = cautious_rms(source.source, tensors)
+        case Within() | AfterNorm() | Unbounded():
+            rms = typical_rms(source, tensors)
+    return rms
+
+
 def _gain(tensor: MeasuredTensor | None) -> float:
     rms = tensor.stats.rms if tensor else None
     return math.nan if rms is None else rms
 
 
-def _matrix(tensor: MeasuredTensor | None) -> float:
+def _matrix(tensor: MeasuredTensor | None, *, but_largest_row: bool = False) -> float:
+    """Rms of the rows' norms."""
     if tensor is None or tensor.stats.squares is None or not tensor.info.shape:
         return math.nan
-    return math.sqrt(tensor.stats.squares / tensor.info.shape[0])
+    left_out = (tensor.stats.row_squares_max or 0.0) if but_largest_row else 0.0
+    return math.sqrt(max(0.0, float(tensor.stats.squares) - left_out) / tensor.info.shape[0])

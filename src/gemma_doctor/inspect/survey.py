@@ -22,7 +22,7 @@ from gemma_doctor.records import Progress, Skipped, TensorInfo, TensorStats
 
 __all__ = ["Survey", "survey"]
 
-UNIT_BYTES = 8 << 20
+UNIT_BYTES = 32 << 20
 """Bytes that one task measures: long enough to hide its overhead, short enough for progress and balance."""
 
 PIECE_COST = 1 << 17

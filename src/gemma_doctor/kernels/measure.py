@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gemma_doctor.kernels import compiled
 from gemma_doctor.kernels.formats import FLOATS, INTEGERS, TABLES, FloatFormat
 from gemma_doctor.kernels.geometry import Geometry
+from gemma_doctor.kernels.units import nbytes
 from gemma_doctor.records import OpenRow, TensorStats
 
 __all__ = ["measure"]
@@ -40,45 +41,72 @@ def measure(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...], fir
     """
     if not data.size:
         return TensorStats()
-    if dtype in TABLES:
-        return measure(TABLES[dtype][data].view(np.uint8), "F64", shape, first)
     geometry = Geometry.of(shape)
+    if dtype in TABLES:
+        return _measure_table(data, TABLES[dtype], geometry, first)
     if dtype in FLOATS:
-        words = data.view(FLOATS[dtype].word)
-        return _measure_floats(words, FLOATS[dtype], _Chunk(geometry, first, words.size))
-    values = (data != 0).view(np.uint8) if dtype == "BOOL" else data.view(INTEGERS[dtype])
-    return _measure_integers(values, _Chunk(geometry, first, values.size))
+        return _measure_floats(data, FLOATS[dtype], geometry, first)
+    return _measure_integers(data, dtype, geometry, first)
 
 
-def _measure_floats(words: npt.NDArray[np.unsignedinteger], format_: FloatFormat, chunk: _Chunk) -> TensorStats:
-    geometry = chunk.geometry
-    tally = compiled.Tally.empty(geometry.blocks(chunk.count))
-    compiled.scan_floats(words, geometry.length, geometry.block, _form(format_), tally)
+def _measure_table(
+    codes: npt.NDArray[np.uint8], table: npt.NDArray[np.float64], geometry: Geometry, first: int
+) -> TensorStats:
+    """Block by block, since the decoded values take eight times the room."""
+    stats = TensorStats()
+    for start in range(0, codes.size, geometry.block):
+        values = table[codes[start : start + geometry.block]]
+        stats = stats.merge(_measure_floats(values.view(np.uint8), FLOATS["F64"], geometry, first + start))
+    return stats
+
+
+def _measure_floats(data: npt.NDArray[np.uint8], format_: FloatFormat, geometry: Geometry, first: int) -> TensorStats:
+    form = _float_form(format_)
+    chunk = _Chunk(geometry, first, data.size // form.itemsize)
+    tally = _scanned(data, chunk, form, compiled.NO_FLOATS)
     return _stats(chunk, tally, _extremes(tally.extremes, format_), Fraction(format_.scale))
 
 
-def _measure_integers(values: npt.NDArray[np.integer], chunk: _Chunk) -> TensorStats:
+def _measure_integers(data: npt.NDArray[np.uint8], dtype: str, geometry: Geometry, first: int) -> TensorStats:
+    form = _integer_form(dtype)
+    chunk = _Chunk(geometry, first, data.size // form.itemsize)
+    values = (data != 0).view(np.uint8) if dtype == "BOOL" else data
+    tally = _scanned(values, chunk, form, compiled.NO_INTEGERS)
+    offset = 1 << 63 if dtype == "U64" else 0
+    most, least = (int(extreme) + offset for extreme in tally.extremes)
+    return _stats(chunk, tally, (least, most), Fraction(1))
+
+
+def _scanned(
+    data: npt.NDArray[np.uint8], chunk: _Chunk, form: compiled.Form, nothing: tuple[int, ...]
+) -> compiled.Tally:
+    """The tally of a chunk."""
     geometry = chunk.geometry
-    tally = compiled.Tally.empty(geometry.blocks(chunk.count))
-    least, most = compiled.scan_integers(values, geometry.length, geometry.block, tally)
-    return _stats(chunk, tally, (int(least), int(most)), Fraction(1))
+    tally = compiled.Tally.empty(geometry.blocks(chunk.count), nothing)
+    compiled.scan(compiled.Run(data.ctypes.data, chunk.count, geometry.length, geometry.block), form, tally)
+    return tally
 
 
 @cache
-def _form(format_: FloatFormat) -> compiled.Form:
+def _integer_form(dtype: str) -> compiled.IntegerForm:
+    itemsize = np.dtype(INTEGERS[dtype]).itemsize
+    return compiled.IntegerForm(itemsize, nbytes(itemsize), INTEGERS[dtype](0))
+
+
+@cache
+def _float_form(format_: FloatFormat) -> compiled.FloatForm:
     """The format's thresholds as the scalars that the compiled loops compare."""
-    word = format_.word
-    signed = np.dtype(f"i{np.dtype(word).itemsize}").type
+    word, itemsize = format_.word, np.dtype(format_.word).itemsize
     bfloat16 = format_.sums == "bfloat16"
-    return compiled.Form(
-        magnitude=word(np.iinfo(signed).max),
+    return compiled.FloatForm(
+        itemsize=itemsize,
+        unit=nbytes(itemsize),
         infinity=word(format_.infinity),
         has_infinity=format_.has_infinity,
         overflow=word(format_.overflow),
-        kept=signed(format_.kept),
-        normal=signed(format_.normal),
-        half=format_.sums == "half",
-        widen=np.uint16(1 << format_.shift),
+        kept=word(format_.kept),
+        normal=word(format_.normal),
+        shift=np.uint16(format_.shift) if format_.sums == "half" else None,
         # 2**-40: squares of values 2**23 times smaller still fit float32's normals. 2**60: 2**24 squares still fit.
         tame=word((127 - 40) << 7 if bfloat16 else 0),
         wild=word((127 + 60) << 7 if bfloat16 else format_.infinity),
@@ -138,19 +166,13 @@ def _stats(
 
 
 def _scaled(value: Fraction | None, factor: Fraction) -> Fraction | None:
-    return None if value is None else value * factor
+    return value if value is None or factor == 1 else value * factor
 
 
 def _exact_sum(values: npt.NDArray[np.float64]) -> Fraction | None:
-    """The exact sum of float64 numbers; None where one is infinite.
-
-    A float64 is an integer of 53 bits times a power of two: the integers are added at the least exponent.
-    """
+    """The exact sum of float64 numbers; None where one is infinite."""
     if not np.isfinite(values).all():
         return None
-    mantissas, exponents = np.frexp(values)
-    integers = np.ldexp(mantissas, 53).astype(np.int64).tolist()
-    least = int(exponents.min(initial=0))
-    total = sum(m << e for m, e in zip(integers, (exponents - least).tolist(), strict=True))
-    shift = least - 53
-    return Fraction(total << shift) if shift >= 0 else Fraction(total, 1 << -shift)
+    ratios = [value.as_integer_ratio() for value in values.tolist()]
+    common = max(denominator for _, denominator in ratios)  # all are powers of two
+    return Fraction(sum(numerator * (common // denominator) for numerator, denominator in ratios), common)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
-__all__ = ["MAX_NAME", "elide", "fold", "ranges", "safe_text"]
+__all__ = ["MAX_NAME", "common_prefix", "elide", "fold", "ranges", "safe_text"]
 
 MAX_NAME = 240
 """Characters of a name that are shown anywhere; Gemma's longest has 84."""
@@ -78,6 +79,13 @@ def _pattern(group: Sequence[str]) -> str:
     columns = zip(*(_NUMBER.findall(name) for name in group), strict=True)
     written = iter([column[0] if len(set(column)) == 1 else ranges(column) for column in columns])
     return _NUMBER.sub(lambda _match: next(written), group[0])
+
+
+def common_prefix(names: Sequence[str]) -> str:
+    """The leading components that all names share, up to and with a dot; empty for a single name."""
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = takewhile(lambda column: len(set(column)) == 1, columns) if len(names) > 1 else ()
+    return "".join(f"{column[0]}." for column in shared)
 
 
 def ranges(numbers: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""How far a scan has come, on standard error: bytes, rate and time left."""
+"""How far a long pass over bytes has come, on standard error: bytes, rate and time left."""
 
 from __future__ import annotations
 
@@ -19,29 +19,35 @@ _PERIOD = 0.1  # seconds between two looks of the bar: 100,000 small tensors mus
 
 
 @contextmanager
-def bar(console: Console) -> Iterator[Bar]:
-    """A progress bar on ``console`` that leaves no trace of itself."""
-    columns = (TextColumn("scanning"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+def bar(console: Console, doing: str) -> Iterator[Bar]:
+    """A progress bar on ``console`` that leaves no trace of itself.
+
+    Args:
+        console: Where it is shown.
+        doing: What takes long, such as ``"scanning"``.
+    """
+    words = TextColumn("{task.description}", markup=False)
+    columns = (words, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        yield Bar(progress)
+        yield Bar(progress, doing)
 
 
 class Bar:
     """A progress bar that worker threads may advance."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, doing: str) -> None:
         self._progress = progress
-        self._task = progress.add_task("scanning", total=None)
+        self._task = progress.add_task(doing, total=None)
         self._lock = threading.Lock()
         self._waiting = 0
         self._shown_at = 0.0
 
     def start(self, total_bytes: int) -> None:
-        """The scan will read ``total_bytes``."""
+        """It begins; it is about ``total_bytes``."""
         self._progress.update(self._task, total=total_bytes)
 
     def advance(self, nbytes: int) -> None:
-        """``nbytes`` more have been read."""
+        """``nbytes`` more are done."""
         with self._lock:
             self._waiting += nbytes
             now = time.monotonic()

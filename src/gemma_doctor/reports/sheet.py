@@ -102,8 +102,9 @@ class Sheet:
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Columns: names on the left, elided to the room that the right-aligned numbers leave."""
+        header, *rows = [[safe_text(cell) for cell in row] for row in (header, *rows)]
         numbers = [max(len(row[column]) for row in (header, *rows)) for column in range(1, len(header))]
-        names = [safe_text(row[0]) for row in (header, *rows)]
+        names = [row[0] for row in (header, *rows)]
         room = MAX_NAME if self.width is None else self.width - sum(numbers) - len(_GAP) * (len(header))
         left = max(len(elide(name, room)) for name in names)
         for name, row in zip(names, (header, *rows), strict=True):

@@ -7,13 +7,13 @@ line and there are no escape codes. Colour only repeats what a word says.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gemma_doctor.records import MeasuredTensor, Report, Skipped
-from gemma_doctor.reports.digest import Entry, digest, groups
-from gemma_doctor.reports.names import fold
+from gemma_doctor.reports.digest import digest, groups
+from gemma_doctor.reports.entries import write_commands, write_entries, write_names
+from gemma_doctor.reports.names import common_prefix
 from gemma_doctor.reports.sheet import SEVERITY_STYLES, Sheet
 from gemma_doctor.reports.wording import counted, parameters, size, state, verdict
 
@@ -22,20 +22,18 @@ if TYPE_CHECKING:
 
 __all__ = ["render", "render_brief"]
 
-_ENTRIES = 5  # entries of a rule that are shown in full
-_NAMES = 3  # names of an entry that are shown
 _ROWS = 5  # as many as the published table of Gemma 3n's convolutions
 _WIDE = 72  # columns from which the table has room for the limit
 _LEAST, _MOST = 0.01, 1e6  # between them a number is written without an exponent
 
 
-def render(report: Report, console: Console, more: tuple[str, str] | None = None) -> None:
+def render(report: Report, console: Console, commands: Sequence[tuple[str, str]] = ()) -> None:
     """Print the whole report.
 
     Args:
         report: What to print.
         console: Where to print.
-        more: A command that tells more, and what it tells.
+        commands: What to do next: commands that can be copied, and what each is for.
     """
     sheet = Sheet.on(console)
     _verdict(report, sheet)
@@ -46,7 +44,7 @@ def render(report: Report, console: Console, more: tuple[str, str] | None = None
     _coverage(report, sheet)
     _skipped(report.coverage.skipped, sheet)
     _set_aside(report, sheet)
-    _next(report, sheet, more)
+    write_commands(commands, sheet)
 
 
 def render_brief(report: Report, console: Console) -> None:
@@ -81,27 +79,7 @@ def _findings(report: Report, sheet: Sheet) -> None:
         sheet.paragraph(
             (first.severity, SEVERITY_STYLES[first.severity]), f" {first.rule} ", (first.name, "bold"), how_many
         )
-        _entries(digest(group), sheet)
-
-
-def _entries(entries: Sequence[Entry], sheet: Sheet) -> None:
-    for entry in entries[:_ENTRIES]:
-        _names(entry.subjects, sheet)
-        sheet.paragraph(entry.message, indent=6 if entry.subjects else 2)
-    rest = [subject for entry in entries[_ENTRIES:] for subject in entry.subjects]
-    if len(entries) > _ENTRIES:
-        sheet.paragraph(f"and {sum(entry.count for entry in entries[_ENTRIES:]):,} more:", indent=2)
-        _names(rest, sheet, indent=6)
-
-
-def _names(names: Iterable[str], sheet: Sheet, indent: int = 2) -> None:
-    families = fold(names)
-    for pattern, members in families[:_NAMES]:
-        many = len(members) > 1
-        sheet.name(pattern, indent=indent, after=f" ({len(members)})" if many else "")
-    more = sum(len(members) for _, members in families[_NAMES:])
-    if more:
-        sheet.paragraph(f"and {more:,} more", indent=indent)
+        write_entries(digest(group), sheet)
 
 
 def _convolutions(report: Report, sheet: Sheet) -> None:
@@ -109,7 +87,7 @@ def _convolutions(report: Report, sheet: Sheet) -> None:
     if not convs or report.target_dtype != "float16":
         return
     largest = sorted(convs, key=lambda tensor: -(tensor.stats.absmax or 0))[:_ROWS]
-    prefix = _common_prefix([tensor.info.name for tensor in largest])
+    prefix = common_prefix([tensor.info.name for tensor in largest])
     sheet.blank()
     sheet.paragraph(("Largest convolution weights", "bold"), f" ({len(largest)} of {len(convs):,})")
     header = (f"in {prefix}" if prefix else "tensor", "max abs", "input budget", "limit")
@@ -131,13 +109,6 @@ def _number(number: float) -> str:
     return f"{number:,.3f}" if not number or _LEAST <= number < _MOST else f"{number:.3e}"
 
 
-def _common_prefix(names: Sequence[str]) -> str:
-    """The leading components that all names share, up to and with a dot; empty for a single name."""
-    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
-    shared = takewhile(lambda column: len(set(column)) == 1, columns) if len(names) > 1 else ()
-    return "".join(f"{column[0]}." for column in shared)
-
-
 def _coverage(report: Report, sheet: Sheet) -> None:
     covered, seconds = report.coverage, report.seconds
     nbytes = sum(tensor.info.nbytes for tensor in report.tensors)
@@ -156,7 +127,7 @@ def _skipped(skipped: Sequence[Skipped], sheet: Sheet) -> None:
         reasons.setdefault(item.reason, []).append(item.tensor)
     for reason, names in reasons.items():
         sheet.paragraph((f"Not measured: {counted(len(names), 'tensor')}", "bold"), f", {reason}", hang=2)
-        _names(names, sheet)
+        write_names(names, sheet)
 
 
 def _set_aside(report: Report, sheet: Sheet) -> None:
@@ -165,13 +136,3 @@ def _set_aside(report: Report, sheet: Sheet) -> None:
         sheet.paragraph((f"Set aside: {counted(number, 'finding')}", "bold"), f", by {by}{where}.", hang=2)
     for remark in report.remarks:
         sheet.paragraph(("Remark: ", "bold"), remark, hang=2)
-
-
-def _next(report: Report, sheet: Sheet, more: tuple[str, str] | None) -> None:
-    if report.findings:
-        rule = groups(report.findings)[0][0].rule
-        sheet.blank()
-        sheet.paragraph(("Next:", "bold"))
-        sheet.command(f"gemma-doctor rule {rule}", "what it means and how to mend it")
-        if more is not None:
-            sheet.command(*more)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gemma_doctor.records import SEVERITIES, Report
 
-__all__ = ["counted", "parameters", "size", "state", "verdict"]
+__all__ = ["counted", "listed", "parameters", "size", "state", "verdict"]
 
 _BILLION, _MILLION = 10**9, 10**6
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -13,6 +15,11 @@ _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 def counted(number: int, noun: str) -> str:
     """``"1 error"``, ``"1,556 tensors"``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``"a"``, ``"a and b"``, ``"a, b and c"``."""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def size(nbytes: float) -> str:

@@ -20,10 +20,10 @@ Compare with the checkpoint it was made from. A zero bias may stay.
 
 ## Limits
 
-Initialisers write zeros on purpose: the second factor of a LoRA adapter, the last norm of a residual branch, a gain
-that is stored as its distance from 1 (Gemma 3). Before any training that is right; after training it is not.
-Integer and boolean tensors are not judged, nor are empty tensors. The k/v tensors of layers that share KV are reported
-by GD201.
+Initialisers write zeros on purpose: the second factor of a LoRA adapter, the last norm of a residual branch. Before
+any training that is right; after training it is not. Integer and boolean tensors are not judged, nor are empty
+tensors, nor gains that their module adds one to (Gemma 3's norms), for which zero is neutral. The k/v tensors of
+layers that share KV are reported by GD201.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def check(exam: Examination) -> Iterator[Finding]:
     """One finding for each tensor of zeros for which the architecture gives no reason."""
     for tensor in exam.floats():
         stats = tensor.stats
-        if not stats.count or stats.zeros < stats.count or exam.canonical(tensor.info.name) in exam.model.shared_kv:
+        name = exam.canonical(tensor.info.name)
+        known = exam.model.expected.get(name)
+        neutral = known is not None and known.plus_one
+        if not stats.count or stats.zeros < stats.count or neutral or name in exam.model.shared_kv:
             continue
         bias = tensor.role == "bias"
         verdict = "common and harmless in a bias" if bias else f"no trained {tensor.role} tensor looks like that"

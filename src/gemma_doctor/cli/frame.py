@@ -1,0 +1,137 @@
+"""The frame of the command line: what all commands share before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeAlias
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from gemma_doctor.errors import DoctorError
+from gemma_doctor.reports.documents import say
+from gemma_doctor.version import __version__
+
+__all__ = [
+    "COULD_NOT_TELL",
+    "OUTPUT",
+    "RUNNING",
+    "VERDICT",
+    "WHAT",
+    "Sections",
+    "Words",
+    "app",
+    "choice",
+    "main",
+    "option",
+    "words",
+]
+
+COULD_NOT_TELL = 2
+INTERRUPTED = 130
+WHAT, VERDICT, OUTPUT, RUNNING = "What to examine", "What counts", "Output", "Running"  # sections of the help
+
+Words: TypeAlias = list[str] | None
+
+ROOT_EPILOG = """Examples:
+
+\b
+  gemma-doctor scan path/to/checkpoint
+  gemma-doctor repair path/to/checkpoint --output mended
+  gemma-doctor rule GD104
+  gemma-doctor demo
+
+Exit codes: 0 healthy, 1 findings at or above --fail-on, 2 could not tell."""
+
+
+class _Commands(TyperGroup):
+    """The commands; an error of the user's or the system's becomes one sentence and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # click's types: typer uses click, or a copy of it
+        """Run the command that the arguments name."""
+        try:
+            return super().invoke(ctx)
+        except (DoctorError, OSError) as error:
+            say(f"gemma-doctor: {error}")
+            raise typer.Exit(COULD_NOT_TELL) from None
+        except KeyboardInterrupt:
+            say("gemma-doctor: interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+class Sections(TyperCommand):
+    """A command whose help shows its options by section, without rich (which takes 0.1 s to load)."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401  # as above
+        """Write the arguments and options, section by section."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            section = getattr(param, "rich_help_panel", None) or f"{param.param_type_name.capitalize()}s"
+            if record:
+                sections.setdefault(section, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def main() -> None:
+    """Run the command line. A fault of this program must not look like a finding, so it too exits with 2."""
+    sys.stdout, sys.stderr = _encodable(sys.stdout), _encodable(sys.stderr)
+    try:
+        app(prog_name="gemma-doctor")
+    except Exception:  # noqa: BLE001  # Python would exit with 1
+        traceback.print_exc()
+        say("gemma-doctor: this is a fault of gemma-doctor; please report it with the lines above")
+        sys.exit(COULD_NOT_TELL)
+
+
+def _encodable(stream: Any) -> Any:  # noqa: ANN401  # a text stream, or None where the caller has closed it
+    """The stream, escaping what its encoding lacks instead of failing on it."""
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  # for as long as the process lives
+    stream.reconfigure(errors="backslashreplace")
+    return stream
+
+
+def option(section: str, metavar: str | None, text: str, *names: str, **more: Any) -> Any:  # noqa: ANN401
+    """An option in a section of the help."""
+    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=section, show_default=False, **more)
+
+
+def choice(section: str, choices: Sequence[str], text: str) -> Any:  # noqa: ANN401
+    """An option with a few values, the first of which is the default (unless the settings have another)."""
+    return option(section, "|".join(choices), f"{text} Default: {choices[0]}.")
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  # typer's callback
+    if wanted:
+        typer.echo(f"gemma-doctor {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=ROOT_EPILOG)
+def _root(
+    version: Annotated[  # noqa: FBT002  # its callback acts on it
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Find and mend float16 trouble in model checkpoints, on disk, without torch and without a GPU."""
+
+
+def words(rules: Words) -> tuple[str, ...]:
+    """Rule ids of a repeatable option, each of which may hold several with commas, as in ruff."""
+    return tuple(word for value in rules or () for word in value.split(",") if word)

@@ -1,0 +1,182 @@
+"""``gemma-doctor repair``."""
+# ruff: noqa: PLC0415  # what is heavy is imported when it is needed
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gemma_doctor.cli.frame import OUTPUT, Words, option, words
+from gemma_doctor.cli.options import (
+    BaselineFile,
+    ConfigFile,
+    FailOnChoice,
+    Ignore,
+    Jobs,
+    LoaderChoice,
+    Quiet,
+    Select,
+    SourceName,
+    TargetChoice,
+    Wanted,
+    settings_for,
+)
+from gemma_doctor.cli.outlet import Outlet
+from gemma_doctor.cli.running import examine, progress
+from gemma_doctor.errors import UsageError
+from gemma_doctor.records import FAIL_ON, SEVERITIES, FailOn
+
+if TYPE_CHECKING:
+    from gemma_doctor.checkpoint import Checkpoint
+    from gemma_doctor.doctor import Options
+    from gemma_doctor.plans import Applied, Plan
+
+__all__ = ["EPILOG", "command"]
+
+MENDING = "What to mend"
+
+EPILOG = """Examples:
+
+\b
+  gemma-doctor repair gemma-3n-E2B-it/ --dry-run
+  gemma-doctor repair gemma-3n-E2B-it/ --output mended
+  gemma-doctor repair gemma-3n-E2B-it/ --output mended --pass rescale-conv --calibration trace.json
+  gemma-doctor repair gemma-3n-E2B-it/ --dry-run --save-plan plan.json
+  gemma-doctor repair gemma-3n-E2B-it/ --plan plan.json --output mended --link
+
+The source is never touched. The output appears when it is complete and checked, or not at all; where there is
+nothing to mend, nothing is written. `gemma-doctor rule` lists the passes.
+
+Exit codes: 0 mended, or nothing to mend; 1 findings at or above --fail-on are left, which the plan does not
+mend; 2 not repaired: bad usage, unreadable input, anything left unmeasured, or the output cannot be written.
+With --dry-run, the code that the repair would have."""
+
+
+def command(  # noqa: PLR0913  # typer reads the options from the signature
+    source: SourceName,
+    *,
+    output: Annotated[Path | None, option(OUTPUT, "DIR", "Folder for the mended copy: new or empty.")] = None,
+    pass_: Annotated[
+        Words,
+        option(MENDING, "NAME", "Use these passes only. Repeatable. Default: all that lose nothing.", "--pass"),
+    ] = None,
+    unsafe: Annotated[bool, option(MENDING, None, "Allow edits that change the function (lossy).", "--unsafe")] = False,
+    calibration: Annotated[
+        Path | None, option(MENDING, "TRACE.json", "Peaks measured in a running model, to scale by.")
+    ] = None,
+    plan: Annotated[Path | None, option(MENDING, "FILE", "Apply this saved plan as it is; nothing is scanned.")] = None,
+    select: Select = None,
+    ignore: Ignore = None,
+    target_dtype: TargetChoice = None,
+    loader: LoaderChoice = None,
+    fail_on: FailOnChoice = None,
+    config: ConfigFile = None,
+    baseline: BaselineFile = None,
+    dry_run: Annotated[bool, option(OUTPUT, None, "Print the plan and write no checkpoint.", "--dry-run")] = False,
+    save_plan: Annotated[str | None, option(OUTPUT, "FILE", "Write the plan as JSON; - is standard output.")] = None,
+    link: Annotated[
+        bool, option(OUTPUT, None, "Hard-link tensor files that no edit touches, instead of copying.", "--link")
+    ] = False,
+    force: Annotated[
+        bool, option(OUTPUT, None, "Replace an output that is not empty, in one step at the end.", "--force")
+    ] = False,
+    json: Annotated[str | None, option(OUTPUT, "PATH", "Write plan and result as JSON; - is standard output.")] = None,
+    quiet: Quiet = False,
+    jobs: Jobs = None,
+) -> None:
+    """Write a mended copy of a checkpoint; the source is never touched.
+
+    Scans, plans what mends the findings, prints the plan, writes the copy and checks every byte of it.
+    """
+    outlet = Outlet(json, save_plan, quiet)
+    outlet.check()
+    wanted = Wanted(select, ignore, None, None, target_dtype, loader, jobs, baseline)
+    if plan is not None:
+        _check_plan_alone(**asdict(wanted), save_plan=save_plan, calibration=calibration, **{"pass": pass_})
+    _check_passes(words(pass_), unsafe=unsafe)
+    checkpoint = _open(source, output, dry_run=dry_run, force=force)
+    chosen = settings_for(source, config)
+    if plan is not None:
+        what = _saved(plan, unsafe=unsafe)
+    else:
+        what = _planned(source, wanted.options(chosen), words(pass_), calibration, unsafe=unsafe, quiet=quiet)
+    outlet.show_plan(what, checkpoint.tensors)
+    if output is None or dry_run or not what.edits:
+        outlet.show_unwritten(what, source, save_plan or plan)
+    else:
+        outlet.show_applied(what, _apply(what, source, output, link=link, force=force, quiet=quiet), output)
+    raise typer.Exit(_exit_code(what, fail_on or chosen.fail_on or FAIL_ON[0]))
+
+
+def _check_plan_alone(**scanning: object) -> None:
+    """Refuse options that say how to plan, beside a plan that is there already."""
+    given = [f"--{name.replace('_', '-')}" for name, value in scanning.items() if value]
+    if given:
+        raise UsageError(f"--plan applies a plan as it is, and scans nothing: leave out {', '.join(given)}")
+
+
+def _open(source: str, output: Path | None, *, dry_run: bool, force: bool) -> Checkpoint:
+    """The source, once the output is known to have its place: a scan can take long."""
+    from gemma_doctor.checkpoint import open_checkpoint
+    from gemma_doctor.repair.place import check_place
+
+    if output is None and not dry_run:
+        raise UsageError("where to? Give --output DIR for the mended copy, or --dry-run to see the plan only")
+    checkpoint = open_checkpoint(source)
+    if output is not None and not dry_run:
+        check_place(checkpoint, Path(os.path.realpath(output)), force=force)
+    return checkpoint
+
+
+def _saved(path: Path, *, unsafe: bool) -> Plan:
+    """A saved plan; the user consents to what it changes, whoever has written it."""
+    from gemma_doctor.repair.documents import read_plan
+
+    plan = read_plan(path)
+    lossy = [edit for edit in plan.edits if edit.exactness == "lossy"]
+    if lossy and not unsafe:
+        raise UsageError(
+            f"{path} has {len(lossy):,} edits that change the function, the first by {lossy[0].pass_name}: "
+            "add --unsafe to allow them"
+        )
+    return plan
+
+
+def _check_passes(passes: tuple[str, ...], *, unsafe: bool) -> None:
+    """Refuse passes that are unknown, in conflict, or not allowed, before the scan."""
+    from gemma_doctor.repair.registry import select
+
+    lossy = [one.name for one in select(passes) if one.exactness == "lossy"]
+    if passes and lossy and not unsafe:
+        raise UsageError(f"the pass {lossy[0]} changes the function: add --unsafe to allow it")
+
+
+def _planned(  # noqa: PLR0913  # what the command line says about a plan
+    source: str, options: Options, passes: tuple[str, ...], calibration: Path | None, *, unsafe: bool, quiet: bool
+) -> Plan:
+    """The plan for what a scan finds."""
+    from gemma_doctor import doctor
+    from gemma_doctor.repair.calibration import read_calibration
+
+    trace = read_calibration(calibration) if calibration else None
+    report = examine(source, options, quiet=quiet)
+    return doctor.plan(report, passes=passes, unsafe=unsafe, calibration=trace)
+
+
+def _apply(  # noqa: PLR0913  # what the command line says about the copy
+    plan: Plan, source: str, output: Path, *, link: bool, force: bool, quiet: bool
+) -> Applied:
+    from gemma_doctor import doctor
+
+    with progress("repairing", quiet=quiet) as bar:
+        return doctor.repair(plan, output, source=source, link=link, force=force, progress=bar)
+
+
+def _exit_code(plan: Plan, fail_on: FailOn) -> int:
+    """1 where the plan leaves something that is grave enough."""
+    grave = () if fail_on == "never" else SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    return int(any(item.severity in grave for item in plan.left))

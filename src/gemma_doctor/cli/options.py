@@ -1,0 +1,101 @@
+"""Options that several commands take, and how they and the settings become :class:`gemma_doctor.Options`."""
+# ruff: noqa: PLC0415  # what is heavy is imported when it is needed
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from gemma_doctor.cli.frame import OUTPUT, RUNNING, VERDICT, WHAT, Words, choice, option, words
+from gemma_doctor.records import FAIL_ON, LOADERS, TARGET_DTYPES, FailOn, Loader, TargetDtype
+from gemma_doctor.reports.documents import say
+
+if TYPE_CHECKING:
+    from gemma_doctor.doctor import Options
+    from gemma_doctor.settings import Settings
+
+__all__ = [
+    "BaselineFile",
+    "ConfigFile",
+    "FailOnChoice",
+    "Ignore",
+    "Jobs",
+    "LoaderChoice",
+    "Quiet",
+    "Select",
+    "SourceName",
+    "TargetChoice",
+    "Wanted",
+    "settings_for",
+]
+
+SourceName: TypeAlias = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="A .safetensors file or a checkpoint folder.")
+]
+Select: TypeAlias = Annotated[Words, option(WHAT, "RULE", "Run these rules only (id or prefix). Repeatable.")]
+Ignore: TypeAlias = Annotated[Words, option(WHAT, "RULE", "Leave these rules out; the longest prefix wins.")]
+TargetChoice: TypeAlias = Annotated[TargetDtype | None, choice(WHAT, TARGET_DTYPES, "What the weights are judged for.")]
+LoaderChoice: TypeAlias = Annotated[Loader | None, choice(WHAT, LOADERS, "What the tensors must satisfy.")]
+FailOnChoice: TypeAlias = Annotated[FailOn | None, choice(VERDICT, FAIL_ON, "Exit with 1 from this severity up.")]
+ConfigFile: TypeAlias = Annotated[Path | None, option(VERDICT, "FILE", "Read settings from this file and no other.")]
+BaselineFile: TypeAlias = Annotated[
+    Path | None, option(VERDICT, "FILE", "Set aside the findings that this file lists.")
+]
+Quiet: TypeAlias = Annotated[bool, option(OUTPUT, None, "Print what matters most only.", "--quiet", "-q")]
+Jobs: TypeAlias = Annotated[int | None, option(RUNNING, "N", "Threads to use (one per core by default).", min=1)]
+
+
+def settings_for(source: str, config: Path | None) -> Settings:
+    """The settings that hold for a source; what its own settings file says is shown."""
+    from gemma_doctor import settings
+
+    chosen = settings.find(source, config, Path.cwd())
+    say(settings.notice(chosen))
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the command line says of an examination.
+
+    Attributes:
+        select: ``--select``.
+        ignore: ``--ignore``.
+        include: ``--include``.
+        exclude: ``--exclude``.
+        target_dtype: ``--target-dtype``.
+        loader: ``--loader``.
+        jobs: ``--jobs``.
+        baseline: ``--baseline``.
+    """
+
+    select: Words = None
+    ignore: Words = None
+    include: Words = None
+    exclude: Words = None
+    target_dtype: TargetDtype | None = None
+    loader: Loader | None = None
+    jobs: int | None = None
+    baseline: Path | None = None
+
+    def options(self, chosen: Settings) -> Options:
+        """The same for the doctor, and what the settings say where the command line says nothing."""
+        from gemma_doctor import settings
+        from gemma_doctor.inspect.suppression import Baseline, Suppressions
+
+        known = settings.read_baseline(self.baseline) if self.baseline else Baseline()
+        from gemma_doctor.doctor import Options  # after what the user may have got wrong: it takes half a second
+
+        return Options(
+            select=words(self.select) or chosen.select,
+            ignore=words(self.ignore) or chosen.ignore,
+            include=tuple(self.include or ()),
+            exclude=tuple(self.exclude or ()),
+            target_dtype=self.target_dtype or chosen.target_dtype or TARGET_DTYPES[0],
+            loader=self.loader or chosen.loader or LOADERS[0],
+            jobs=self.jobs,
+            suppressions=Suppressions(chosen.per_tensor_ignores, chosen.allow, known),
+        )

@@ -1,0 +1,64 @@
+"""Long work with a progress bar where somebody can see it, and the commands that follow it."""
+# ruff: noqa: PLC0415  # what is heavy is imported when it is needed
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gemma_doctor.doctor import Options, Progress
+    from gemma_doctor.records import Report
+
+__all__ = ["MENDED", "examine", "next_commands", "progress", "spelled"]
+
+MENDED = "mended"
+"""What examples call the output of a repair."""
+
+
+def examine(source: str, options: Options, *, quiet: bool) -> Report:
+    """The report of a scan."""
+    from gemma_doctor import doctor
+
+    with progress("scanning", quiet=quiet) as bar:
+        return doctor.scan(source, options, bar)
+
+
+def progress(doing: str, *, quiet: bool) -> AbstractContextManager[Progress | None]:
+    """A progress bar where somebody can see it."""
+    if quiet or not sys.stderr.isatty():
+        return nullcontext()
+    from gemma_doctor.reports.progress import bar
+    from gemma_doctor.reports.sheet import console_for
+
+    return bar(console_for(sys.stderr), doing)
+
+
+def spelled(*words: str) -> str:
+    """A command of this program, quoted for the shell."""
+    return shlex.join(("gemma-doctor", *words))
+
+
+def next_commands(report: Report, source: str, *, numbers: bool = True) -> Iterator[tuple[str, str]]:
+    """What to do after a scan that found something, and what each command is for.
+
+    Args:
+        report: The report.
+        source: SOURCE as the user gave it.
+        numbers: Whether to tell how to get every number.
+    """
+    from gemma_doctor.reports.digest import groups
+
+    if not report.findings:
+        return
+    yield spelled("rule", groups(report.findings)[0][0].rule), "what it means and how to mend it"
+    repairs = [finding.repair.exactness for finding in report.findings if finding.repair]
+    if any(exactness != "lossy" for exactness in repairs):
+        yield spelled("repair", source, "--output", MENDED), "write a mended copy"
+    elif repairs:
+        yield spelled("repair", source, "--output", MENDED, "--unsafe"), "at a price: it changes the function"
+    if numbers:
+        yield spelled("scan", source, "--json", "report.json"), "every number"

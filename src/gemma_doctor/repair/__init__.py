@@ -1,0 +1,1 @@
+"""Findings to a plan, and a plan to a mended copy."""

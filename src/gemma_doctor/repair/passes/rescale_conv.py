@@ -1,0 +1,280 @@
+"""rescale-conv: a convolution's weights times 2^-k, which whatever reads its output takes out again.
+
+## What it does
+
+Multiplying by a power of two changes no digit of a binary number, only its exponent. The pass multiplies the weight,
+and the bias, of a convolution whose outputs can leave float16's range by 2^-k:
+
+| what reads the output | what takes the factor out |
+| --- | --- |
+| an RMS norm | the norm itself, but for its eps |
+| a layer scale | its gain gets 2^k |
+| a product (attention's value, read by its output projection) | that product's weight gets 2^k |
+| a dot product (attention's query and key) | the other side gets 2^k |
+
+k is the least that brings the outputs into their window (256 where the next norm squares them in float16, else 65504)
+with one bit to spare. How large they can become is the proved bound; where that is so loose that the norm's eps would
+be felt, 16 times their typical rms, as GD104 has it; and with `--calibration` the peak that was measured.
+
+## Which findings it mends
+
+GD104 fp16-conv-overflow-risk; with `--calibration` also convolutions without a finding whose measured peak leaves the
+window. It knows all 282 convolutions of Gemma 3n's image encoder and those of its audio tower.
+
+## Exactness
+
+Exact up to a norm's eps. With mean square m at a position before scaling, the norm's output changes by a factor of at
+least 1 - eps * 4^k / (2 m) and at most 1, for sqrt((m + eps) / (m + 4^k eps)) >= 1 - 4^k eps / (2 m). Each edit
+states that number for one m: with `--calibration` the least that was measured; without, a cautious estimate from
+gains and weights, in which the largest row of a matrix and whatever goes through a layer scale after a matrix count
+for nothing. **The estimate is not a bound**: it assumes independent channels. A change of more than 2^-9, half of
+bfloat16's largest rounding error, is refused. Where no norm is involved, exact. Weights stored in float16 can lose
+bits as they become subnormal: then the edit is rounded and counts them, from the bytes. Where some become 0 it is
+lossy, and needs `--unsafe`.
+
+## Example
+
+`msfa.ffn.pw_proj.conv.weight` of the demo, largest weight 98, in front of a norm with eps 1e-6: with k = 5, values
+change by at most 5e-4 of their size wherever the mean square is 1 or more.
+
+## Limits
+
+* Positions whose mean square is far below the stated one (a black image, digital silence) change by more; there timm's
+  own norm is already dominated by its eps. Pixels and log-mel features are taken at their largest, which flatters m.
+* A norm that subtracts the mean (the audio tower's cumulative group norm) divides by the variance: m is then too large.
+* Refused as well where, cast to float16, the scaled weights would be rounded by more than 2^-9 of their rms; where the
+  tensor that takes 2^k would come near float16's limit (32752, GD103); and where weights are NaN or infinite.
+* A measured peak holds for the inputs that were traced, and for no others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from gemma_doctor.architectures.base import Absorber, Conv, Norm
+from gemma_doctor.architectures.dtypes import FULL_FLOATS
+from gemma_doctor.plans import Left, Reason, Scale
+from gemma_doctor.records import FP16_MAX, Exactness, Finding, MeasuredTensor, Scalar
+from gemma_doctor.repair.case import Answer, Case, Mend, Pass, left
+from gemma_doctor.repair.losses import Losses
+from gemma_doctor.repair.outputs import Outputs, Reach
+
+__all__ = ["PASS"]
+
+HEADROOM = 2.0
+"""Outputs stay within their limit divided by this: one bit."""
+
+SMALL = 2.0**-9
+"""Largest relative change that counts as small: half of bfloat16's unit roundoff, 2**-8."""
+
+NEAR_LIMIT = 32752.0
+"""Weights from here on are within a factor of 2 of float16's limit, which GD103 reports."""
+
+_HALF_TINY = 2.0**-25  # the most that rounding to a subnormal float16 costs: half of the smallest one
+_RULE = "GD104"
+_INSTEAD = "The pass upcast-conv stores it in float32 instead."
+
+
+def plan(case: Case) -> Iterator[Answer]:
+    """The edits for each convolution with a finding, or with a measured peak beyond its limit."""
+    rescaler = _Rescaler(case, Outputs(case.exam, case.calibration))
+    findings = {case.exam.canonical(finding.tensor or ""): finding for finding in case.findings}
+    for name, finding in findings.items():
+        if name not in case.exam.model.convs:
+            yield left(finding, f"What reads its output is not known. {_INSTEAD}")
+    # A reader grows by 2^k for the value that it reads: its own 2^-k comes first, so that both together are judged.
+    for name, conv in sorted(case.exam.model.convs.items(), key=lambda item: _grows_a_reader(item[1])):
+        if name in findings or rescaler.leaves(name):
+            yield rescaler.mend(name, case.exam.as_stored(conv), findings.get(name))
+
+
+def _grows_a_reader(conv: Conv) -> bool:
+    return conv.absorber is not None and conv.absorber.relation == "reader"
+
+
+class _RefusedError(Exception):
+    """Why a convolution cannot be rescaled; caught where the next estimate is tried."""
+
+
+@dataclass(slots=True)
+class _Rescaler:
+    """The convolutions of one checkpoint, and by how much each tensor is scaled so far.
+
+    Attributes:
+        case: The case.
+        outputs: What is known of the convolutions' outputs.
+        exponents: Canonical name -> power of two that the edits so far come to.
+    """
+
+    case: Case
+    outputs: Outputs
+    exponents: dict[str, int] = field(default_factory=dict)
+
+    def leaves(self, name: str) -> bool:
+        """Whether a measured peak is beyond the convolution's limit."""
+        measured, tensor = self.outputs.measured(name), self.case.exam.measured(name)
+        return bool(measured and tensor and tensor.limit and measured.peak > tensor.limit)
+
+    def mend(self, name: str, conv: Conv, finding: Finding | None) -> Answer:
+        """The edits that bring a convolution's outputs into their window, by the first estimate that allows them."""
+        refusal = "Its weight was not measured"
+        for reach in self.outputs.reaches(name, conv):
+            try:
+                return Mend(finding, tuple(self._edits(name, conv, reach)))
+            except _RefusedError as refused:
+                refusal = str(refused)
+        reason = f"{refusal}. {_INSTEAD}"
+        return left(finding, reason) if finding else Left(_RULE, "warning", self.case.exam.disk_name(name), reason)
+
+    def _edits(self, name: str, conv: Conv, reach: Reach) -> list[Scale]:
+        """The edits for one estimate.
+
+        Raises:
+            _RefusedError: If one of them is not sound.
+        """
+        window = self._tensor(name).limit or FP16_MAX
+        k = _least_exponent(reach.largest, window / HEADROOM)
+        if not k:
+            raise _RefusedError(f"Its outputs reach {reach.largest:.4g} ({reach.why}), and may reach {window:g}")
+        why = f"Outputs can reach {reach.largest:.4g} ({reach.why}), and {window:g} is too large; times 2^-{k} they "
+        why = f"{why}stay within {window / HEADROOM:g}, one bit inside."
+        evidence: dict[str, Scalar] = {"reach": reach.largest, "basis": reach.basis, "window": window, "k": k}
+        edits = self._neutral(name, conv, k, _Note(why, evidence))
+        for edit in edits:
+            tensor = self.case.exam.canonical(edit.tensor)
+            self.exponents[tensor] = self.exponents.get(tensor, 0) + edit.exponent
+        return edits
+
+    def _neutral(self, name: str, conv: Conv, k: int, note: _Note) -> list[Scale]:
+        """The edit of a weight, and those that keep the function what it is."""
+        if conv.norm is not None:
+            return self._absorbed(name, conv, conv.norm, k, note)
+        if conv.absorber is not None:
+            return self._taken_back(name, conv.absorber, k, note)
+        raise _RefusedError("Nothing that reads its output takes the factor out again")
+
+    def _absorbed(self, name: str, conv: Conv, norm: Norm, k: int, note: _Note) -> list[Scale]:
+        """The edits where a norm takes the factor out, up to its eps."""
+        gain = norm.weight.removesuffix(".weight").rpartition(".")[2]
+        square = self.outputs.square(name, conv)
+        change = square.change(norm.eps, k)
+        if math.isnan(square.mean):
+            raise _RefusedError(f"The mean square that the norm '{gain}' divides by is not known: not all is measured")
+        at = f"a mean square of {square.mean:.3g} ({square.where})"
+        if not change <= SMALL:
+            raise _RefusedError(
+                f"Outputs that reach {note.evidence['reach']:.4g} need 2^-{k}, and then the eps {norm.eps:g} of the "
+                f"norm '{gain}' is felt: at {at}, values change by {change:.2g} of their size; {SMALL:.2g} is allowed"
+            )
+        note = note.plus(
+            f"The norm '{gain}' takes the factor out again; its eps, which does not shrink, changes values by at most "
+            f"{change:.1e} of their size from {at} upwards.",
+            {"eps": norm.eps, "mean_square": square.mean, "relative_change": change},
+        )
+        edits = [self._scale(name, -k, "eps", note)]
+        if conv.bias is not None:
+            edits.append(self._scale(conv.bias, -k, "eps", _Note(f"Scaled with {self._disk(name)}.", {"k": k})))
+        return edits
+
+    def _taken_back(self, name: str, absorber: Absorber, k: int, note: _Note) -> list[Scale]:
+        """The edits where another tensor takes 2^k."""
+        if absorber.relation == "dual":
+            self._check_dual(absorber.tensor, k)
+        note = note.plus(f"{self._disk(absorber.tensor)} takes the factor back, so that no result changes.", {})
+        back = _Note(f"Takes back the factor 2^-{k} of {self._disk(name)}.", {"k": k})
+        return [self._scale(name, -k, "exact", note), self._scale(absorber.tensor, k, "exact", back)]
+
+    def _check_dual(self, name: str, k: int) -> None:
+        """The other side of a dot product grows by 2^k: its outputs must have that room."""
+        room = (self._tensor(name).limit or FP16_MAX) / HEADROOM
+        conv = self.case.exam.model.convs[name]
+        least = min((reach.largest for reach in self.outputs.reaches(name, conv)), default=math.inf)
+        if math.ldexp(least, k) > room:
+            raise _RefusedError(
+                f"{self._disk(name)} would have to take 2^{k}, and its own outputs, which reach {least:.4g}, would "
+                f"pass {room:g}"
+            )
+
+    def _scale(self, name: str, exponent: int, exactness: Exactness, note: _Note) -> Scale:
+        """The edit of one tensor, judged together with the edits that it has already.
+
+        Raises:
+            _RefusedError: If it would cost the tensor more than a few bits.
+        """
+        tensor = self._tensor(name)
+        total = self.exponents.get(name, 0) + exponent
+        if math.ldexp(tensor.stats.absmax or 0.0, total) >= NEAR_LIMIT and total > 0:
+            raise _RefusedError(
+                f"{self._disk(name)} would have to take 2^{total}, and its weights would near {FP16_MAX:g}"
+            )
+        rms = math.ldexp(tensor.stats.rms or 0.0, total)
+        if rms and total < 0 and rms * SMALL < _HALF_TINY:
+            raise _RefusedError(
+                f"Times 2^{total} the weights of {self._disk(name)} have an rms of {rms:.2g}, and float16 would round "
+                f"them by more than {SMALL:.2g} of that"
+            )
+        stored, in_float16 = self._losses(tensor, total, tensor.info.dtype), self._losses(tensor, total, "F16")
+        note = note.plus(*_account(stored, in_float16, tensor.info.dtype))
+        return Scale(
+            tensor=tensor.info.name,
+            exponent=exponent,
+            pass_name=PASS.name,
+            exactness="lossy" if stored.flushed else "rounded" if stored.lost else exactness,
+            reason=Reason(_RULE, note.text, note.evidence),
+        )
+
+    def _losses(self, tensor: MeasuredTensor, exponent: int, dtype: str) -> Losses:
+        return self.case.losses(tensor.info.name, exponent, dtype)
+
+    def _tensor(self, name: str) -> MeasuredTensor:
+        """A tensor that can be scaled.
+
+        Raises:
+            _RefusedError: If it cannot.
+        """
+        tensor = self.case.exam.measured(name)
+        if tensor is None:
+            raise _RefusedError(f"{self._disk(name)} is not in the checkpoint, or was not measured")
+        if tensor.info.dtype not in FULL_FLOATS:
+            raise _RefusedError(
+                f"{self._disk(name)} is stored as {tensor.info.dtype}, which comes with scales of its own"
+            )
+        if tensor.stats.nan or tensor.stats.inf:
+            raise _RefusedError(f"{self._disk(name)} holds NaN or infinities, which come first (GD101)")
+        return tensor
+
+    def _disk(self, name: str) -> str:
+        return self.case.exam.disk_name(name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """What a reason says so far."""
+
+    text: str
+    evidence: Mapping[str, Scalar]
+
+    def plus(self, text: str, evidence: Mapping[str, Scalar]) -> _Note:
+        return _Note(f"{self.text} {text}".rstrip(), {**self.evidence, **evidence})
+
+
+def _least_exponent(largest: float, room: float) -> int:
+    """The least k >= 0 for which largest * 2**-k is within the room."""
+    k = 0
+    while math.ldexp(largest, -k) > room:
+        k += 1
+    return k
+
+
+def _account(stored: Losses, in_float16: Losses, dtype: str) -> tuple[str, dict[str, Scalar]]:
+    """What the scaled weights lose where they are stored, and what a later cast to float16 would make of them."""
+    numbers: dict[str, Scalar] = {"fp16_subnormal": in_float16.subnormal, "fp16_underflow": in_float16.flushed}
+    if not stored.lost:
+        return "", numbers
+    text = f"{stored.lost:,} elements fall below the normal {dtype} and lose bits; {stored.flushed:,} of them become 0."
+    return text, {**numbers, "lost": stored.lost, "flushed": stored.flushed}
+
+
+PASS = Pass("rescale-conv", "eps", (_RULE,), plan, conflicts=("upcast-conv",))

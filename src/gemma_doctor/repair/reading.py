@@ -1,0 +1,70 @@
+"""Reading the JSON files that a user hands to ``repair``: plans and traces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from gemma_doctor.errors import UsageError
+from gemma_doctor.nodes import Node
+
+__all__ = ["read"]
+
+_MAX_BYTES = 256 << 20  # a plan that casts every tensor of the largest known models has some ten MB
+
+
+def read(path: Path, kind: str, version: int) -> Node:
+    """The document that a file holds, its ``kind`` and ``schema_version`` checked.
+
+    Args:
+        path: The file.
+        kind: What it must call itself: ``"plan"`` or ``"trace"``.
+        version: The schema version that is understood.
+
+    Raises:
+        UsageError: If it cannot be read, or is something else.
+    """
+
+    def error(message: str) -> UsageError:
+        return UsageError(f"{path} is not a {kind} that can be read: {message}")
+
+    document = Node(_parse(_bytes(path, error), error), "", error)
+    document.member("kind").choice((kind,))
+    found = document.member("schema_version").count()
+    if found != version:
+        document.refuse(f"schema version {found}; this gemma-doctor reads version {version}")
+    return document
+
+
+def _bytes(path: Path, error: Callable[[str], UsageError]) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as problem:
+        raise error(str(problem.strerror)) from problem
+    if len(data) > _MAX_BYTES:
+        raise error(f"it is larger than {_MAX_BYTES >> 20} MiB; is it the right file?")
+    return data
+
+
+def _parse(data: bytes, error: Callable[[str], UsageError]) -> object:
+    def constant(word: str) -> NoReturn:
+        raise error(f"{word} is not JSON")
+
+    def table(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        members = dict(pairs)
+        if len(members) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise error(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        return members
+
+    try:
+        return json.loads(data, object_pairs_hook=table, parse_constant=constant)
+    except UsageError:
+        raise
+    except json.JSONDecodeError as problem:
+        raise error(f"line {problem.lineno}, column {problem.colno}: {problem.msg}") from problem
+    except (ValueError, RecursionError) as problem:  # bad UTF-8, numbers of 4,301 digits, thousands of brackets
+        raise error(str(problem)) from problem
