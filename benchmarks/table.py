@@ -1,0 +1,58 @@
+"""Timing, and one row of the table for each figure."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+__all__ = ["Row", "markdown", "race"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure beside another.
+
+    Attributes:
+        what: What was measured.
+        ours: Our figure, with its unit.
+        beside: What it is measured against, and its figure.
+        ratio: Ours over theirs, as the target means it; None where the target is a figure.
+        target: What is asked.
+        met: Whether it is reached.
+    """
+
+    what: str
+    ours: str
+    beside: str
+    ratio: float | None
+    target: str
+    met: bool
+
+
+def race(entrants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each entrant; they run in turns, so that a noisy moment hits all of them.
+
+    Args:
+        entrants: Name -> what to run.
+        rounds: How often each runs, after one run that does not count.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in entrants}
+    for turn in range(rounds + 1):
+        for name, run in entrants.items():
+            started = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table."""
+    lines = ["| what | ours | beside it | ratio | target | met |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        met = "yes" if row.met else "**no**"
+        lines.append(f"| {row.what} | {row.ours} | {row.beside} | {ratio} | {row.target} | {met} |")
+    return "\n".join(lines) + "\n"
