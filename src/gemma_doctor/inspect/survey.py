@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from gemma_doctor.checkpoint import Checkpoint, FileBytes
 from gemma_doctor.kernels.formats import why_unmeasured
-from gemma_doctor.kernels.geometry import Geometry
+from gemma_doctor.kernels.geometry import BLOCK, Geometry
 from gemma_doctor.kernels.measure import measure
 from gemma_doctor.records import Progress, Skipped, TensorInfo, TensorStats
 
@@ -97,7 +97,8 @@ def survey(
     with FileBytes(checkpoint) as files, ThreadPoolExecutor(threads) as pool:
         for unit, results in _in_order(pool, files, _units(wanted), ahead=4 * threads):
             for piece, part in zip(unit, results, strict=True):
-                stats[piece.tensor.name] = stats[piece.tensor.name].merge(part)
+                known = stats[piece.tensor.name]
+                stats[piece.tensor.name] = known.merge(part) if known.count else part  # most have one piece
             if progress:
                 progress.advance(sum(piece.nbytes for piece in unit))
     return Survey(stats, tuple(skipped))
@@ -120,6 +121,9 @@ def _units(tensors: Iterable[TensorInfo]) -> Iterator[Unit]:
 
 def _pieces(tensor: TensorInfo) -> Iterator[_Piece]:
     """One tensor, cut at the edges of its blocks; nothing for an empty one."""
+    if 0 < tensor.numel <= BLOCK:
+        yield _Piece(tensor, 0, tensor.start, tensor.stop)
+        return
     item = tensor.nbytes // max(1, tensor.numel)
     for first, stop in Geometry.of(tensor.shape).edges(UNIT_BYTES // max(1, item)):
         yield _Piece(tensor, first, tensor.start + first * item, tensor.start + stop * item)

@@ -64,7 +64,7 @@ def _measure_floats(data: npt.NDArray[np.uint8], format_: FloatFormat, geometry:
     form = _float_form(format_)
     chunk = _Chunk(geometry, first, data.size // form.itemsize)
     tally = _scanned(data, chunk, form, compiled.NO_FLOATS)
-    return _stats(chunk, tally, _extremes(tally.extremes, format_), Fraction(format_.scale))
+    return _stats(chunk, tally, _extremes(tally.extremes, format_), format_.scale)
 
 
 def _measure_integers(data: npt.NDArray[np.uint8], dtype: str, geometry: Geometry, first: int) -> TensorStats:
@@ -74,7 +74,7 @@ def _measure_integers(data: npt.NDArray[np.uint8], dtype: str, geometry: Geometr
     tally = _scanned(values, chunk, form, compiled.NO_INTEGERS)
     offset = 1 << 63 if dtype == "U64" else 0
     most, least = (int(extreme) + offset for extreme in tally.extremes)
-    return _stats(chunk, tally, (least, most), Fraction(1))
+    return _stats(chunk, tally, (least, most), 1.0)
 
 
 def _scanned(
@@ -133,10 +133,13 @@ def _decode(bits: int, format_: FloatFormat) -> float:
 
 
 def _stats(
-    chunk: _Chunk, tally: compiled.Tally, extremes: tuple[float | None, float | None], scale: Fraction
+    chunk: _Chunk, tally: compiled.Tally, extremes: tuple[float | None, float | None], scale: float
 ) -> TensorStats:
     """The record of a tally whose sums are to be scaled (by a power of two, so exactly)."""
-    counts = tally.counts.tolist()
+    counts, geometry = tally.counts.tolist(), chunk.geometry
+    squares = _scaled(_exact_sum(tally.sums[:, 1]), scale * scale)
+    whole_rows = geometry.has_rows and not geometry.long_rows
+    l1_max, squares_max = tally.tops.tolist()
     stats = TensorStats(
         count=chunk.count,
         nan=counts[compiled.NAN],
@@ -147,26 +150,20 @@ def _stats(
         fp16_underflow=counts[compiled.BELOW_KEPT] - counts[compiled.ZEROS],
         minimum=extremes[0],
         maximum=extremes[1],
-        squares=_scaled(_exact_sum(tally.sums[:, 1]), scale**2),
+        squares=squares,
+        zero_rows=counts[compiled.ZERO_ROWS] if whole_rows else 0,
+        row_l1_max=l1_max * scale if whole_rows else None,
+        row_squares_max=squares_max * scale * scale if whole_rows else None,
     )
-    geometry = chunk.geometry
-    if not geometry.has_rows:
+    if whole_rows or not geometry.has_rows:
         return stats
-    if geometry.long_rows:
-        l1 = _scaled(_exact_sum(tally.sums[:, 0]), scale)
-        row = OpenRow(chunk.first // geometry.length, geometry.length, chunk.count, stats.zeros, l1, stats.squares)
-        return replace(stats, open_rows=(row,)).merge(TensorStats())  # closes the row if nothing is missing
-    l1_max, squares_max = tally.tops.tolist()
-    return replace(
-        stats,
-        zero_rows=counts[compiled.ZERO_ROWS],
-        row_l1_max=l1_max * float(scale),
-        row_squares_max=squares_max * float(scale) ** 2,
-    )
+    l1 = _scaled(_exact_sum(tally.sums[:, 0]), scale)
+    row = OpenRow(chunk.first // geometry.length, geometry.length, chunk.count, stats.zeros, l1, squares)
+    return replace(stats, open_rows=(row,)).merge(TensorStats())  # closes the row if nothing is missing
 
 
-def _scaled(value: Fraction | None, factor: Fraction) -> Fraction | None:
-    return value if value is None or factor == 1 else value * factor
+def _scaled(value: Fraction | None, factor: float) -> Fraction | None:
+    return value if value is None or factor == 1.0 else value * Fraction(factor)
 
 
 def _exact_sum(values: npt.NDArray[np.float64]) -> Fraction | None:
