@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "ShardLayout", "copy_range", "lay_out", "start_writeback", "write_all"]
 
+_LIBC = ctypes.CDLL(None)
 _ALIGNMENT = 8
 _WRITEBACK = 2  # SYNC_FILE_RANGE_WRITE of <fcntl.h>
 _NO_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
@@ -183,7 +184,6 @@ def start_writeback(target: int, at: int, count: int) -> None:
         at: Offset of the first byte.
         count: Bytes.
     """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "sync_file_range"):  # Linux
+    if hasattr(_LIBC, "sync_file_range"):  # Linux
         # It only helps: whether the bytes have reached the disk is for fsync to say.
-        libc.sync_file_range(target, ctypes.c_int64(at), ctypes.c_int64(count), _WRITEBACK)
+        _LIBC.sync_file_range(target, ctypes.c_int64(at), ctypes.c_int64(count), _WRITEBACK)

@@ -30,6 +30,8 @@ from gemma_doctor.repair.outfiles import Bytes, OutFile, Piece, Span, pieces
 
 __all__ = ["StoppedError", "Stream"]
 
+_LIBC = ctypes.CDLL(None)
+
 _COMPARED = 1 << 18
 """Bytes read back, compared and hashed at a time: they stay in the processor's cache."""
 
@@ -144,7 +146,7 @@ class Stream:
 def _same(one: Bytes, other: Bytes) -> bool:
     """Whether two arrays of one size hold the same bytes; NumPy would write down each comparison first."""
     addresses = ctypes.c_void_p(one.ctypes.data), ctypes.c_void_p(other.ctypes.data)
-    differ: int = ctypes.CDLL(None).memcmp(*addresses, ctypes.c_size_t(one.size))
+    differ: int = _LIBC.memcmp(*addresses, ctypes.c_size_t(one.size))
     return not differ
 
 
