@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from gemma_doctor.checkpoint import Checkpoint, FileBytes
 from gemma_doctor.kernels.formats import why_unmeasured
-from gemma_doctor.kernels.geometry import BLOCK, Geometry
+from gemma_doctor.kernels.geometry import Geometry
 from gemma_doctor.kernels.measure import measure
 from gemma_doctor.records import Progress, Skipped, TensorInfo, TensorStats
 
@@ -121,11 +121,12 @@ def _units(tensors: Iterable[TensorInfo]) -> Iterator[Unit]:
 
 def _pieces(tensor: TensorInfo) -> Iterator[_Piece]:
     """One tensor, cut at the edges of its blocks; nothing for an empty one."""
-    if 0 < tensor.numel <= BLOCK:
+    geometry = Geometry.of(tensor.shape)
+    if 0 < tensor.nbytes <= UNIT_BYTES and not geometry.long_rows:
         yield _Piece(tensor, 0, tensor.start, tensor.stop)
         return
     item = tensor.nbytes // max(1, tensor.numel)
-    for first, stop in Geometry.of(tensor.shape).edges(UNIT_BYTES // max(1, item)):
+    for first, stop in geometry.edges(UNIT_BYTES // max(1, item)):
         yield _Piece(tensor, first, tensor.start + first * item, tensor.start + stop * item)
 
 

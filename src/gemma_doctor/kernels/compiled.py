@@ -216,7 +216,7 @@ def _compile(sources: int) -> Callable[[Run, Form, Tally], None]:
         sources  # noqa: B018 (only so is it in the closure)
         address, numel, length, block = run
         unit = form.unit // form.itemsize
-        short = length <= unit
+        short = length <= min(unit, block)  # else it takes several units, or several blocks
         rows_at_once = form.unit // LINE // -(-length * form.itemsize // LINE) if short else 1
         row_l1, row_squares, row_zeros = 0.0, 0.0, 0
         for index in range(len(tally.sums)):
