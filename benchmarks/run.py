@@ -50,7 +50,7 @@ def main() -> None:
         for row in figures(scratch, quick=options.quick, rounds=options.rounds):
             print(f"{row.what}: {row.ours}; {row.beside}; {row.ratio}", file=sys.stderr)
             rows.append(row)
-    document = _head(quick=options.quick) + markdown(rows)
+    document = _head(quick=options.quick) + markdown(rows) + (HERE / "remarks.md").read_text()
     print(document)
     if options.write:
         (HERE.parent / "BENCHMARKS.md").write_text(document)
@@ -245,3 +245,7 @@ def _head(*, quick: bool) -> str:
 def _cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()
