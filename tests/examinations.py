@@ -14,7 +14,8 @@ from gemma_doctor.architectures import detect_layout, identify, output_limit
 from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.examination import Examination
 from gemma_doctor.inspect.registry import find_rule
-from gemma_doctor.records import FileInfo, Finding, MeasuredTensor, TensorInfo, TensorStats
+from gemma_doctor.records import FileInfo, Finding
+from gemma_doctor.tensors import MeasuredTensor, TensorInfo, TensorStats
 
 FILE = "model.safetensors"
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_doctor.architectures.base import AfterNorm, Input, Linear, Repeated, Scaled, Within
-from gemma_doctor.records import TensorStats
+from gemma_doctor.tensors import TensorStats
 
 Doubles = npt.NDArray[np.float64]
 

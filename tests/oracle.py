@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gemma_doctor.records import TensorStats
+from gemma_doctor.tensors import TensorStats
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]

@@ -6,19 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 
-from gemma_doctor.records import (
-    Coverage,
-    FileInfo,
-    Finding,
-    MeasuredTensor,
-    Repair,
-    Report,
-    Role,
-    Severity,
-    Source,
-    TensorInfo,
-    TensorStats,
-)
+from gemma_doctor.records import Coverage, FileInfo, Finding, Repair, Report, Severity, Source
+from gemma_doctor.tensors import MeasuredTensor, Role, TensorInfo, TensorStats
 
 FILE = "model.safetensors"
 TOWER = "model.vision_tower.timm_model."

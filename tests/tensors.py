@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gemma_doctor.kernels.geometry import Geometry
 from gemma_doctor.kernels.measure import measure
-from gemma_doctor.records import TensorStats
+from gemma_doctor.tensors import TensorStats
 
 BOUND = 2.0**-21
 """Relative error of a sum that the kernels promise."""

@@ -28,7 +28,7 @@ from gemma_doctor.architectures.base import (
     Within,
 )
 from gemma_doctor.architectures.bounds import Bound, bound, output_bound
-from gemma_doctor.records import TensorStats
+from gemma_doctor.tensors import TensorStats
 
 ROUNDING = 1 + 1e-9
 

@@ -27,7 +27,7 @@ from gemma_doctor.architectures.base import (
     Within,
 )
 from gemma_doctor.architectures.bounds import Bound, Proof, Prover, Unproven, bound, output_bound
-from gemma_doctor.records import TensorStats
+from gemma_doctor.tensors import TensorStats
 
 
 def _bound(proof: Proof) -> Bound:

@@ -7,7 +7,7 @@ import checkpoints
 import pytest
 
 from gemma_doctor.architectures import identify, output_limit
-from gemma_doctor.records import Role, TensorInfo
+from gemma_doctor.tensors import Role, TensorInfo
 
 GENERIC = identify(None)
 

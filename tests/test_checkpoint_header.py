@@ -13,7 +13,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 from gemma_doctor.checkpoint.dtypes import BITS
 from gemma_doctor.checkpoint.header import MAX_HEADER, read_header
 from gemma_doctor.errors import HeaderError
-from gemma_doctor.records import TensorInfo
+from gemma_doctor.tensors import TensorInfo
 
 FOUR = b"\x01\x02\x03\x04"
 

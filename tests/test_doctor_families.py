@@ -30,7 +30,7 @@ from gemma_doctor import Options, Report, TensorInfo, doctor
 from gemma_doctor.architectures import identify
 from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.inspect.survey import Survey
-from gemma_doctor.records import TensorStats
+from gemma_doctor.tensors import TensorStats
 
 GEMMA3 = tiny_gemma3_config()
 SOUND = healthy(GEMMA3)

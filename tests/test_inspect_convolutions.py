@@ -36,7 +36,8 @@ from gemma_doctor.architectures.base import (
 )
 from gemma_doctor.architectures.bounds import Bound, Prover
 from gemma_doctor.architectures.typical import typical_rms
-from gemma_doctor.records import Finding, MeasuredTensor, TensorInfo, TensorStats
+from gemma_doctor.records import Finding
+from gemma_doctor.tensors import MeasuredTensor, TensorInfo, TensorStats
 
 CONFIG = tiny_gemma3n_config()
 ENCODER = "model.vision_tower.timm_model."

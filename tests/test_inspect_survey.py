@@ -20,7 +20,8 @@ from gemma_doctor.inspect import survey as room
 from gemma_doctor.inspect.survey import Survey, survey
 from gemma_doctor.kernels import geometry
 from gemma_doctor.kernels.measure import measure
-from gemma_doctor.records import Skipped, TensorInfo, TensorStats
+from gemma_doctor.records import Skipped
+from gemma_doctor.tensors import TensorInfo, TensorStats
 
 SHAPES = [(), (0, 4), (1,), (700,), (30, 11), (3, 5, 2, 2), (2, 1500)]
 

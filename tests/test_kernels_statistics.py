@@ -13,7 +13,7 @@ from tensors import DTYPES, LENGTHS, Tensor, agree, edges, item_size, large, pac
 
 from gemma_doctor.kernels.formats import FLOATS, INTEGERS, TABLES, UNMEASURED, why_unmeasured
 from gemma_doctor.kernels.geometry import BLOCK
-from gemma_doctor.records import TensorStats
+from gemma_doctor.tensors import TensorStats
 
 
 def check_tensor(tensor: Tensor, offset: int = 0) -> None:

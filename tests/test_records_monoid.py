@@ -19,7 +19,7 @@ from tensors import Tensor, agree, chunks, item_size, large, small, whole
 
 from gemma_doctor.kernels import geometry
 from gemma_doctor.kernels.geometry import BLOCK
-from gemma_doctor.records import OpenRow, TensorStats
+from gemma_doctor.tensors import OpenRow, TensorStats
 
 EMPTY = TensorStats()
 FLOATS = ("F64", "F32", "BF16", "F16", "F8_E4M3", "I32")

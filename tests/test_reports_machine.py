@@ -23,15 +23,13 @@ from gemma_doctor.records import (
     TARGET_DTYPES,
     Coverage,
     Finding,
-    MeasuredTensor,
     Repair,
     Report,
     Skipped,
     Suppressed,
-    TensorInfo,
-    TensorStats,
 )
 from gemma_doctor.reports.machine import from_json, to_dict, to_json
+from gemma_doctor.tensors import MeasuredTensor, TensorInfo, TensorStats
 
 SCHEMA = json.loads((files("gemma_doctor") / "report.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

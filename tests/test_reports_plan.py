@@ -30,9 +30,9 @@ from gemma_doctor.plans import (
     WrittenFile,
     ZeroNonfinite,
 )
-from gemma_doctor.records import TensorInfo
 from gemma_doctor.reports.plan import render_applied, render_brief, render_plan, render_unwritten
 from gemma_doctor.reports.sheet import console_for
+from gemma_doctor.tensors import TensorInfo
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 Draw = Callable[[Console], None]

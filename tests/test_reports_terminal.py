@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sample_reports import PUBLISHED, TOWER, finding, report, tensor
 
-from gemma_doctor.records import Coverage, Report, Skipped, Suppressed, TensorStats
+from gemma_doctor.records import Coverage, Report, Skipped, Suppressed
 from gemma_doctor.reports.sheet import console_for, rendered
 from gemma_doctor.reports.terminal import render, render_brief
 from gemma_doctor.reports.wording import counted, parameters, size, verdict
+from gemma_doctor.tensors import TensorStats
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 Draw = Callable[[Report, Console], None]

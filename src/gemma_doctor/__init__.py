@@ -42,18 +42,19 @@ if TYPE_CHECKING:
     from gemma_doctor.errors import DoctorError
     from gemma_doctor.inspect.suppression import Suppressions
     from gemma_doctor.plans import Plan
-    from gemma_doctor.records import Finding, MeasuredTensor, Report, TensorInfo, TensorStats
+    from gemma_doctor.records import Finding, Report
+    from gemma_doctor.tensors import MeasuredTensor, TensorInfo, TensorStats
 
 _HOME = {
     "DoctorError": "errors",
     "Finding": "records",
-    "MeasuredTensor": "records",
+    "MeasuredTensor": "tensors",
     "Options": "doctor",
     "Plan": "plans",
     "Report": "records",
     "Suppressions": "inspect.suppression",
-    "TensorInfo": "records",
-    "TensorStats": "records",
+    "TensorInfo": "tensors",
+    "TensorStats": "tensors",
     "exit_code": "doctor",
     "plan": "doctor",
     "repair": "doctor",

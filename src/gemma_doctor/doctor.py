@@ -18,23 +18,11 @@ from gemma_doctor.inspect import registry
 from gemma_doctor.inspect.suppression import Suppressions, set_aside
 from gemma_doctor.inspect.survey import survey
 from gemma_doctor.plans import Applied, Plan
-from gemma_doctor.records import (
-    SEVERITIES,
-    Coverage,
-    FailOn,
-    Loader,
-    MeasuredTensor,
-    Progress,
-    Report,
-    Skipped,
-    Source,
-    TargetDtype,
-    TensorInfo,
-    TensorStats,
-)
+from gemma_doctor.records import SEVERITIES, Coverage, FailOn, Loader, Progress, Report, Skipped, Source, TargetDtype
 from gemma_doctor.repair.apply import apply
 from gemma_doctor.repair.calibration import Calibration
 from gemma_doctor.repair.planner import make_plan
+from gemma_doctor.tensors import MeasuredTensor, TensorInfo, TensorStats
 from gemma_doctor.version import __version__
 
 __all__ = ["Options", "Progress", "exit_code", "plan", "repair", "scan"]

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from gemma_doctor.architectures.base import Conv, Expected, KeyLayout, Model, Need
 from gemma_doctor.architectures.dtypes import is_float
 from gemma_doctor.checkpoint import Checkpoint
-from gemma_doctor.records import Loader, MeasuredTensor, TargetDtype, TensorInfo
+from gemma_doctor.records import Loader, TargetDtype
+from gemma_doctor.tensors import MeasuredTensor, TensorInfo
 
 __all__ = ["Examination"]
 

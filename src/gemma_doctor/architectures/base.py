@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from gemma_doctor.architectures.config import Section
-from gemma_doctor.records import Role, TensorInfo
+from gemma_doctor.tensors import Role, TensorInfo
 
 __all__ = [
     "Absorber",

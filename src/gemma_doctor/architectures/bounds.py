@@ -52,7 +52,7 @@ from gemma_doctor.architectures.base import (
     Unbounded,
     Within,
 )
-from gemma_doctor.records import TensorStats
+from gemma_doctor.tensors import TensorStats
 
 __all__ = ["Bound", "Proof", "Prover", "Unproven", "bound", "output_bound"]
 

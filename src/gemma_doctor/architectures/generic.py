@@ -6,7 +6,7 @@ import re
 
 from gemma_doctor.architectures.base import Model
 from gemma_doctor.architectures.config import Section, config_dtype
-from gemma_doctor.records import Role, TensorInfo
+from gemma_doctor.tensors import Role, TensorInfo
 
 __all__ = ["declare", "guess_role", "rows_are_outputs"]
 

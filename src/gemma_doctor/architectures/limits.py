@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gemma_doctor.architectures.base import Model
 from gemma_doctor.architectures.generic import rows_are_outputs
-from gemma_doctor.records import FP16_MAX, Role
+from gemma_doctor.tensors import FP16_MAX, Role
 
 __all__ = ["SQUARE_LIMIT", "output_limit"]
 

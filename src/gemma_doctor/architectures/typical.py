@@ -23,7 +23,7 @@ from gemma_doctor.architectures.base import (
     Unbounded,
     Within,
 )
-from gemma_doctor.records import MeasuredTensor
+from gemma_doctor.tensors import MeasuredTensor
 
 __all__ = ["REACH", "cautious_rms", "row_spread", "typical_rms"]
 

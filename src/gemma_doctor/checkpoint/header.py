@@ -21,7 +21,7 @@ from gemma_doctor.checkpoint.dtypes import BITS
 from gemma_doctor.checkpoint.quoting import quoted, shown
 from gemma_doctor.checkpoint.strict_json import MAX_DEPTH, U64_MAX, BadJSONError, deeper_than, members
 from gemma_doctor.errors import HeaderError
-from gemma_doctor.records import TensorInfo
+from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["MAX_HEADER", "Header", "read_header"]
 

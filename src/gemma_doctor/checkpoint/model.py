@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemma_doctor.records import Fault, FileInfo, TensorInfo
+from gemma_doctor.records import Fault, FileInfo
+from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["Checkpoint"]
 

@@ -14,7 +14,7 @@ from gemma_doctor.checkpoint.mapping import Mapping
 from gemma_doctor.checkpoint.model import Checkpoint
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.errors import ChangedError, CheckpointError
-from gemma_doctor.records import TensorInfo
+from gemma_doctor.tensors import TensorInfo
 
 if TYPE_CHECKING:
     import numpy as np

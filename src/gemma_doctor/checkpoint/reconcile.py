@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from gemma_doctor.checkpoint.index import Index
 from gemma_doctor.checkpoint.quoting import quoted, shown
 from gemma_doctor.checkpoint.shards import Shard
-from gemma_doctor.records import Fault, TensorInfo
+from gemma_doctor.records import Fault
+from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["Census", "gather", "reconcile"]
 

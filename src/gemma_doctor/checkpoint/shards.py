@@ -9,7 +9,8 @@ from gemma_doctor.checkpoint.files import reading
 from gemma_doctor.checkpoint.header import read_header
 from gemma_doctor.checkpoint.quoting import quoted, shown
 from gemma_doctor.errors import CheckpointError
-from gemma_doctor.records import Fault, FileInfo, TensorInfo
+from gemma_doctor.records import Fault, FileInfo
+from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["Shard", "read_shard"]
 

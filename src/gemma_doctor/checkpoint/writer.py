@@ -19,7 +19,7 @@ from gemma_doctor.checkpoint.dtypes import BITS
 from gemma_doctor.checkpoint.header import MAX_HEADER
 from gemma_doctor.checkpoint.quoting import quoted, shown
 from gemma_doctor.errors import UsageError
-from gemma_doctor.records import TensorInfo
+from gemma_doctor.tensors import TensorInfo
 
 if TYPE_CHECKING:
     import numpy as np

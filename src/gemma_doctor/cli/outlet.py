@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from gemma_doctor.cli.running import MENDED, spelled
 from gemma_doctor.errors import UsageError
 from gemma_doctor.plans import Applied, Plan
-from gemma_doctor.records import TensorInfo
 from gemma_doctor.reports.documents import STDOUT, check_target, draw, write
+from gemma_doctor.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from rich.console import Console

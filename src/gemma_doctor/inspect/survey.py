@@ -18,7 +18,8 @@ from gemma_doctor.checkpoint import Checkpoint, FileBytes
 from gemma_doctor.kernels.formats import why_unmeasured
 from gemma_doctor.kernels.geometry import Geometry
 from gemma_doctor.kernels.measure import measure
-from gemma_doctor.records import Progress, Skipped, TensorInfo, TensorStats
+from gemma_doctor.records import Progress, Skipped
+from gemma_doctor.tensors import TensorInfo, TensorStats
 
 __all__ = ["Survey", "survey"]
 

@@ -13,7 +13,7 @@ from gemma_doctor.kernels import compiled
 from gemma_doctor.kernels.formats import FLOATS, INTEGERS, TABLES, FloatFormat
 from gemma_doctor.kernels.geometry import Geometry
 from gemma_doctor.kernels.units import nbytes
-from gemma_doctor.records import OpenRow, TensorStats
+from gemma_doctor.tensors import OpenRow, TensorStats
 
 __all__ = ["measure"]
 

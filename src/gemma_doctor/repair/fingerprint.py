@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from gemma_doctor.checkpoint import Checkpoint, FileBytes
 from gemma_doctor.plans import FileMark, Fingerprint
-from gemma_doctor.records import TensorInfo
 from gemma_doctor.repair.outline import header_bytes
+from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["fingerprint"]
 

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from gemma_doctor.checkpoint import FileBytes
 from gemma_doctor.checkpoint.dtypes import BITS
 from gemma_doctor.checkpoint.writer import ShardLayout
-from gemma_doctor.records import TensorInfo
 from gemma_doctor.repair.edits import carry_out, dtype_after
 from gemma_doctor.repair.floats import FORMS
 from gemma_doctor.repair.schedule import Target
+from gemma_doctor.tensors import TensorInfo
 
 __all__ = [
     "Bytes",

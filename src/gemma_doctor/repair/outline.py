@@ -11,10 +11,11 @@ from gemma_doctor.checkpoint.quoting import quoted, shown
 from gemma_doctor.checkpoint.writer import ShardLayout, lay_out
 from gemma_doctor.errors import CheckpointError, UsageError
 from gemma_doctor.plans import Plan
-from gemma_doctor.records import FileInfo, TensorInfo
+from gemma_doctor.records import FileInfo
 from gemma_doctor.repair.outfiles import Copied, OutFile, Rewritten
 from gemma_doctor.repair.schedule import Schedule, Target, schedule
 from gemma_doctor.repair.sidecars import config_file, index_file, side_files
+from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["Outline", "check_whole", "header_bytes", "outline"]
 

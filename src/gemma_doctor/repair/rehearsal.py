@@ -18,13 +18,13 @@ from gemma_doctor.checkpoint import Checkpoint, FileBytes
 from gemma_doctor.checkpoint.quoting import quoted, shown
 from gemma_doctor.errors import ChangedError, UsageError
 from gemma_doctor.plans import Fingerprint
-from gemma_doctor.records import TensorInfo
 from gemma_doctor.repair.edits import Change, carry_out, dtype_after
 from gemma_doctor.repair.excess import Excess, Worst, excess
 from gemma_doctor.repair.floats import FORMS
 from gemma_doctor.repair.outfiles import CHUNK_BYTES, chunks, origin_bytes
 from gemma_doctor.repair.outline import header_bytes
 from gemma_doctor.repair.schedule import Target
+from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["check_files", "rehearse"]
 

@@ -15,8 +15,8 @@ from gemma_doctor.checkpoint.quoting import quoted
 from gemma_doctor.checkpoint.writer import Entry
 from gemma_doctor.errors import UsageError
 from gemma_doctor.plans import Add, Cast, Clamp, Drop, Edit, Rename, Scale, SetConfig, ZeroNonfinite
-from gemma_doctor.records import TensorInfo
 from gemma_doctor.repair.edits import Change, dtype_after, why_impossible
+from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["Schedule", "Target", "schedule"]
 

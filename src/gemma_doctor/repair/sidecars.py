@@ -17,10 +17,10 @@ from gemma_doctor.checkpoint.files import reading
 from gemma_doctor.checkpoint.index import MAX_INDEX
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.errors import UsageError
-from gemma_doctor.records import TensorInfo
 from gemma_doctor.repair.config_text import set_value
 from gemma_doctor.repair.outfiles import Copied, Document
 from gemma_doctor.repair.schedule import Schedule
+from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["MANIFEST", "Sides", "config_file", "index_file", "is_single_file", "side_files"]
 

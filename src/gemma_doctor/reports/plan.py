@@ -26,12 +26,13 @@ from gemma_doctor.plans import (
     SetConfig,
     ZeroNonfinite,
 )
-from gemma_doctor.records import SEVERITIES, Exactness, TensorInfo
+from gemma_doctor.records import SEVERITIES, Exactness
 from gemma_doctor.reports.digest import Statement, folded
 from gemma_doctor.reports.entries import write_commands, write_entries
 from gemma_doctor.reports.names import common_prefix, elide, fold, safe_text
 from gemma_doctor.reports.sheet import SEVERITY_STYLES, Sheet
 from gemma_doctor.reports.wording import counted, listed, size
+from gemma_doctor.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -22,18 +22,15 @@ from gemma_doctor.records import (
     Exactness,
     FileInfo,
     Finding,
-    MeasuredTensor,
     Repair,
     Report,
-    Role,
     Scalar,
     Skipped,
     Source,
     Suppressed,
     SuppressedBy,
-    TensorInfo,
-    TensorStats,
 )
+from gemma_doctor.tensors import MeasuredTensor, Role, TensorInfo, TensorStats
 
 __all__ = ["read_report"]
 
@@ -108,13 +105,8 @@ def _report(node: Node) -> Report:
         tensors=tuple(map(_tensor, node.member("tensors").items())),
         seconds=node.member("summary").member("seconds").number(),
         suppressed=tuple(map(_suppressed, node.member("suppressed").items())),
-        activations=tuple(_values(item) for item in node.member("activations").items()),
         remarks=tuple(item.text() for item in node.member("remarks").items()),
     )
-
-
-def _values(node: Node) -> dict[str, object]:
-    return {key: item.value for key, item in node.table().items()}
 
 
 def _source(node: Node) -> Source:

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gemma_doctor.records import MeasuredTensor, Report, Skipped
+from gemma_doctor.records import Report, Skipped
 from gemma_doctor.reports.digest import digest, groups
 from gemma_doctor.reports.entries import write_commands, write_entries, write_names
 from gemma_doctor.reports.names import common_prefix
 from gemma_doctor.reports.sheet import SEVERITY_STYLES, Sheet
 from gemma_doctor.reports.wording import counted, parameters, size, state, verdict
+from gemma_doctor.tensors import MeasuredTensor
 
 if TYPE_CHECKING:
     from rich.console import Console

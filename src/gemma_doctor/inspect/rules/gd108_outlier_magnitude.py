@@ -35,7 +35,8 @@ from statistics import median
 
 from gemma_doctor.examination import Examination
 from gemma_doctor.inspect.rule import Rule
-from gemma_doctor.records import Finding, MeasuredTensor
+from gemma_doctor.records import Finding
+from gemma_doctor.tensors import MeasuredTensor
 
 __all__ = ["RULE"]
 

@@ -56,10 +56,11 @@ from dataclasses import dataclass, field
 from gemma_doctor.architectures.base import Absorber, Conv, Norm
 from gemma_doctor.architectures.dtypes import FULL_FLOATS
 from gemma_doctor.plans import Left, Reason, Scale
-from gemma_doctor.records import FP16_MAX, Exactness, Finding, MeasuredTensor, Scalar
+from gemma_doctor.records import Exactness, Finding, Scalar
 from gemma_doctor.repair.case import Answer, Case, Mend, Pass, left
 from gemma_doctor.repair.losses import Losses
 from gemma_doctor.repair.outputs import Outputs, Reach
+from gemma_doctor.tensors import FP16_MAX, MeasuredTensor
 
 __all__ = ["PASS"]
 

@@ -1,0 +1,1 @@
+"""Running a model in float16 and watching every operation."""
