@@ -40,7 +40,10 @@ from gemma_doctor import __version__
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.checkpoint.dtypes import BITS
 from gemma_doctor.plans import Cast, Clamp, Edit, Plan, Scale, ZeroNonfinite
-from gemma_doctor.repair.apply import apply
+from gemma_doctor.repair.applying import crew
+from gemma_doctor.repair.applying.apply import apply
+from gemma_doctor.repair.applying.digest import BLOCK_BYTES
+from gemma_doctor.repair.applying.streams import Stream
 from gemma_doctor.repair.documents import plan_document
 
 CONFIG: dict[str, Any] = {"model_type": "toy", "dtype": "bfloat16", "text_config": {"eps": 1e-06}}
@@ -315,6 +318,46 @@ def test_side_files_come_along_and_links_become_files(tmp_path: Path) -> None:
     assert {name: ours[name] for name in kept} == {name: theirs[name] for name in kept}
     assert ours.keys() == theirs.keys() | {"gemma-doctor.json"}
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+
+
+def test_empty_folders_and_permissions_are_kept(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", WEIGHTS, CONFIG)
+    (source / "assets/none").mkdir(parents=True)
+    (source / "run.sh").touch(0o755)
+    (source / "config.json").chmod(0o600)
+    (source / "model.safetensors").chmod(0o440)
+    mend(source, tmp_path / "out", scale("w1", 1), set_config("x", "dtype"))
+    assert (tmp_path / "out/assets/none").is_dir()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir() if path.is_file()}
+    umask = os.umask(0)
+    os.umask(umask)
+    wanted = {"run.sh": 0o755, "config.json": 0o600, "model.safetensors": 0o440, "gemma-doctor.json": 0o666}
+    assert modes == {name: mode & ~umask for name, mode in wanted.items()}
+
+
+@pytest.mark.parametrize("cores", [1, 8])
+def test_many_blocks_hashed_beside_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+    names = [f"{number:04}{'n' * 120}" for number in range(2_000)]  # a header of two blocks
+    weights = {name: bfloat16(np.full((1,), number)) for number, name in enumerate(names)}
+    weights |= {"odd": bfloat16(np.random.default_rng(0).standard_normal(3 * BLOCK_BYTES // 2 + 7)), **WEIGHTS}
+    source = write(tmp_path / "source", weights, {"dtype": "x", "notes": "y" * 2 * BLOCK_BYTES})
+    monkeypatch.setattr(crew, "_LARGE", 1000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    aside: set[bool] = set()
+
+    def seen(*given: Any) -> Stream:  # noqa: ANN401
+        aside.add(given[-1])
+        return Stream(*given)
+
+    monkeypatch.setattr(crew, "Stream", seen)
+    mend(source, tmp_path / "out", scale("odd", 1), scale("odd", -1), set_config("z", "dtype"))
+    record = json.loads((tmp_path / "out/gemma-doctor.json").read_text(encoding="utf-8"))
+    made = tree(tmp_path / "out")
+    assert {file["name"]: file["sha256"] for file in record["files"]} == {
+        name: made[name] for name in made if name != "gemma-doctor.json"
+    }
+    assert made["model.safetensors"] == tree(source)["model.safetensors"]
+    assert (True in aside) is (cores > 1)
 
 
 def test_what_is_not_copied_is_named(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from checkpoints import bfloat16, write
 
 from gemma_doctor.checkpoint import FileBytes, open_checkpoint
 from gemma_doctor.errors import OutputError
-from gemma_doctor.repair.outline import outline
-from gemma_doctor.repair.proof import prove
+from gemma_doctor.repair.applying.outline import outline
+from gemma_doctor.repair.applying.proof import prove
 
 WEIGHTS = {f"w{i}": bfloat16(np.full((2, 2), i + 1)) for i in range(4)}
 EDITS = (scale("w1", 1), drop("w2"), set_config(1, "a", "b"))

@@ -17,7 +17,7 @@ from checkpoints import Raw, bfloat16, write
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.errors import ChangedError, CheckpointError, DoctorError, UsageError
 from gemma_doctor.plans import Edit, FileMark, Fingerprint, Plan
-from gemma_doctor.repair.apply import apply
+from gemma_doctor.repair.applying.apply import apply
 
 WEIGHTS = {f"w{i}": bfloat16(np.arange(12, dtype=np.float32).reshape(3, 4) + i + 1) for i in range(4)} | {
     "ids": Raw("I64", (2,), bytes(16))

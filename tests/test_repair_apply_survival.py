@@ -21,9 +21,9 @@ from checkpoints import bfloat16, write
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.errors import OutputError
 from gemma_doctor.plans import Leftover
-from gemma_doctor.repair import workspace as room
-from gemma_doctor.repair.apply import apply
-from gemma_doctor.repair.workspace import clear_leftovers, workspace
+from gemma_doctor.repair.applying import workspace as room
+from gemma_doctor.repair.applying.apply import apply
+from gemma_doctor.repair.applying.workspace import clear_leftovers, workspace
 
 WEIGHTS = {f"w{i}": bfloat16(np.random.default_rng(i).standard_normal((300, 500))) for i in range(6)}
 EDITS = (scale("w1", 2), cast("w2", "F32"), rename("w4", "v4"), set_config("x", "dtype"))
@@ -189,6 +189,38 @@ def test_bytes_that_are_read_back_otherwise(source: Path, place: Path, monkeypat
     with pytest.raises(OutputError, match=r"read back, the bytes from .* are not what was written"):
         mend(source, place / "out", *EDITS, force=True)
     assert untouched(place)
+
+
+def test_an_output_that_ends_early_when_it_is_read_back(
+    source: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "preadv", lambda *_: 0)
+    with pytest.raises(OutputError, match=r"read back, the bytes from 0 on are not what was written"):
+        mend(source, place / "out", *EDITS, force=True)
+    assert untouched(place)
+
+
+def test_reading_back_in_small_steps(source: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.preadv
+    mend(source, place / "whole", *EDITS)
+    monkeypatch.setattr(os, "preadv", lambda target, views, at: whole(target, [views[0][:50_001]], at))
+    mend(source, place / "steps", *EDITS)
+    assert tree(place / "steps") == tree(place / "whole")
+
+
+@pytest.mark.parametrize("name", ["new", "out"])
+def test_a_disk_that_does_not_confirm_the_name(
+    source: Path, place: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def refuse(folder: Path) -> None:
+        if folder == place:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    mend(source, place / "same", *EDITS)
+    monkeypatch.setattr(room, "sync_folder", refuse)
+    with pytest.raises(OutputError, match=rf"{name}: it is complete and in its place, but .* Input/output error"):
+        mend(source, place / name, *EDITS, force=True)
+    assert tree(place / name) == tree(place / "same")
 
 
 def test_an_output_that_somebody_fills_meanwhile(source: Path, place: Path) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from applying import cast, clamp, model_of, same_values, scale, values_of, zero
+from applying import cast, clamp, model_of, same_values, scale, scale_gain, values_of, zero
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import FLOATS
 
 from gemma_doctor.records import Exactness
-from gemma_doctor.repair.edits import Change, carry_out, dtype_after, why_impossible
-from gemma_doctor.repair.excess import Excess, excess
+from gemma_doctor.repair.elements.edits import Change, carry_out, dtype_after, why_impossible
+from gemma_doctor.repair.elements.excess import Excess, excess
 
 NARROW = ("F16", "BF16", "F8_E4M3", "F8_E5M2")
 FORMATS = ("F64", "F32", *NARROW)
@@ -55,6 +55,12 @@ def agrees(change: Change, dtype: str) -> bool:
 @pytest.mark.parametrize("exponent", [-2300, -300, -41, -17, -8, -1, 0, 1, 3, 9, 30, 250, 2300])
 def test_scaling_rounds_every_value_once(dtype: str, exponent: int) -> None:
     assert agrees(scale("w", exponent), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+@pytest.mark.parametrize("exponent", [-2300, -40, -5, -1, 0, 1, 6, 120, 2300])
+def test_scaling_a_gain_rounds_every_value_once(dtype: str, exponent: int) -> None:
+    assert agrees(scale_gain("w", exponent), dtype)
 
 
 @pytest.mark.parametrize("source", ["F64", "F32", "F16", "BF16"])

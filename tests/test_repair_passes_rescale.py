@@ -28,9 +28,9 @@ from gemma_doctor.architectures.base import Conv
 from gemma_doctor.examination import Examination
 from gemma_doctor.plans import Left, Plan, Scale
 from gemma_doctor.records import Finding
-from gemma_doctor.repair.calibration import Calibration, Measured
-from gemma_doctor.repair.case import Mend
-from gemma_doctor.repair.outputs import Square
+from gemma_doctor.repair.evidence.calibration import Calibration, Measured
+from gemma_doctor.repair.evidence.case import Mend
+from gemma_doctor.repair.evidence.outputs import Square
 
 CONFIG = tiny_gemma3n_config()
 ENCODER = "model.vision_tower.timm_model."

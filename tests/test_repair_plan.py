@@ -50,10 +50,10 @@ from gemma_doctor.plans import (
     ZeroNonfinite,
 )
 from gemma_doctor.records import Finding, Loader, Repair
-from gemma_doctor.repair.case import Mend
-from gemma_doctor.repair.merging import merge
-from gemma_doctor.repair.planner import make_plan
-from gemma_doctor.repair.registry import PASSES, find_pass, page, select
+from gemma_doctor.repair.evidence.case import Mend
+from gemma_doctor.repair.planning.merging import merge
+from gemma_doctor.repair.planning.planner import make_plan
+from gemma_doctor.repair.planning.registry import PASSES, find_pass, page, select
 
 CONFIG = tiny_gemma3n_config()
 ENCODER = "model.vision_tower.timm_model."

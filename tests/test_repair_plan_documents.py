@@ -29,12 +29,13 @@ from gemma_doctor.plans import (
     Reason,
     Rename,
     Scale,
+    ScaleGain,
     SetConfig,
     ZeroNonfinite,
 )
 from gemma_doctor.records import SEVERITIES
-from gemma_doctor.repair.calibration import Measured, read_calibration
 from gemma_doctor.repair.documents import plan_document, plan_text, read_plan
+from gemma_doctor.repair.evidence.calibration import Measured, read_calibration
 
 words = st.text(st.characters(codec="utf-8"), max_size=20)
 names = words.filter(bool)
@@ -50,6 +51,7 @@ common: dict[str, st.SearchStrategy[Any]] = {
 }
 edits = st.one_of(
     st.builds(Scale, tensor=names, exponent=st.integers(-2200, 2200), **common),
+    st.builds(ScaleGain, tensor=names, exponent=st.integers(-2200, 2200), **common),
     st.builds(Cast, tensor=names, dtype=dtypes, **common),
     st.builds(Clamp, tensor=names, limit=st.floats(0, 1e30), **common),
     st.builds(ZeroNonfinite, tensor=names, **common),

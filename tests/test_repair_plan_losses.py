@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_doctor.checkpoint import FileBytes, open_checkpoint
-from gemma_doctor.repair.losses import Losses, losses
+from gemma_doctor.repair.evidence.losses import Losses, losses
 
 NORMAL = {"F16": 2.0**-14, "BF16": 2.0**-126, "F32": 2.0**-126, "F64": 2.0**-1022}
 

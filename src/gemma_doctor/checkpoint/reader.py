@@ -95,6 +95,34 @@ class FileBytes:
         """
         return self._open(file).descriptor
 
+    def header(self, file: str) -> bytes:
+        """The length word and the JSON of a safetensors file, padding included.
+
+        Args:
+            file: Name of the file, as in :class:`TensorInfo`.
+
+        Raises:
+            ChangedError: If the file has not the size it had when its header was read, or is gone.
+            CheckpointError: If the file cannot be opened or mapped.
+        """
+        length = int.from_bytes(self.read(file, 0, 8).tobytes(), "little")
+        return self.read(file, 0, 8 + length).tobytes()
+
+    def sha256(self, tensor: TensorInfo) -> str:
+        """SHA-256 of a tensor's bytes as they lie in the file, in hexadecimal.
+
+        Args:
+            tensor: The tensor.
+
+        Raises:
+            ChangedError: If the file has not the size it had when its header was read, or is gone.
+            CheckpointError: If the file cannot be opened or mapped.
+        """
+        digest = hashlib.sha256()
+        for start in range(tensor.start, tensor.stop, _HASH_CHUNK):
+            digest.update(self.read(tensor.file, start, min(start + _HASH_CHUNK, tensor.stop)).data)
+        return digest.hexdigest()
+
     def check(self) -> None:
         """Says whether every file read so far is still what it was; the end of the ``with`` block asks it too.
 
@@ -158,11 +186,8 @@ def sha256(checkpoint: Checkpoint, tensor: TensorInfo) -> str:
         ChangedError: If the file changes meanwhile.
         CheckpointError: If the file cannot be read.
     """
-    digest = hashlib.sha256()
     with FileBytes(checkpoint) as files:
-        for start in range(tensor.start, tensor.stop, _HASH_CHUNK):
-            digest.update(files.read(tensor.file, start, min(start + _HASH_CHUNK, tensor.stop)).data)
-    return digest.hexdigest()
+        return files.sha256(tensor)
 
 
 def _identity(state: os.stat_result) -> tuple[int, int, int, int]:

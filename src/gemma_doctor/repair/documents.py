@@ -29,6 +29,7 @@ from gemma_doctor.plans import (
     Reason,
     Rename,
     Scale,
+    ScaleGain,
     SetConfig,
     ZeroNonfinite,
 )
@@ -39,6 +40,7 @@ __all__ = ["plan_document", "plan_text", "read_plan"]
 
 _OPS: Mapping[str, type[Edit]] = {
     "scale": Scale,
+    "scale-gain": ScaleGain,
     "cast": Cast,
     "clamp": Clamp,
     "zero-nonfinite": ZeroNonfinite,

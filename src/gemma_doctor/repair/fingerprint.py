@@ -7,12 +7,8 @@ from collections.abc import Iterable
 
 from gemma_doctor.checkpoint import Checkpoint, FileBytes
 from gemma_doctor.plans import FileMark, Fingerprint
-from gemma_doctor.repair.outline import header_bytes
-from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["fingerprint"]
-
-_CHUNK = 1 << 22
 
 
 def fingerprint(checkpoint: Checkpoint, files: FileBytes, tensors: Iterable[str]) -> Fingerprint:
@@ -29,15 +25,8 @@ def fingerprint(checkpoint: Checkpoint, files: FileBytes, tensors: Iterable[str]
     """
     return Fingerprint(
         files=tuple(
-            FileMark(info.name, info.size, hashlib.sha256(header_bytes(files, info.name)).hexdigest())
+            FileMark(info.name, info.size, hashlib.sha256(files.header(info.name)).hexdigest())
             for info in checkpoint.files
         ),
-        tensors={name: _sha256(files, checkpoint.tensors[name]) for name in tensors},
+        tensors={name: files.sha256(checkpoint.tensors[name]) for name in tensors},
     )
-
-
-def _sha256(files: FileBytes, tensor: TensorInfo) -> str:
-    digest = hashlib.sha256()
-    for first in range(tensor.start, tensor.stop, _CHUNK):
-        digest.update(files.read(tensor.file, first, min(first + _CHUNK, tensor.stop)).data)
-    return digest.hexdigest()

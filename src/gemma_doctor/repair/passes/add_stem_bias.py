@@ -28,7 +28,7 @@ from collections.abc import Iterator
 
 from gemma_doctor.architectures.dtypes import FULL_FLOATS
 from gemma_doctor.plans import Add, Reason
-from gemma_doctor.repair.case import Answer, Case, Mend, Pass, left
+from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
 
 __all__ = ["PASS"]
 

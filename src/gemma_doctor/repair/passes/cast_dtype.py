@@ -48,7 +48,7 @@ from typing import Any
 from gemma_doctor.architectures.dtypes import FULL_FLOATS, STORED_AS, cast
 from gemma_doctor.plans import Cast, Edit, Reason, SetConfig
 from gemma_doctor.records import Exactness, Finding, Scalar
-from gemma_doctor.repair.case import Answer, Case, Mend, Pass, left
+from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["PASS"]

@@ -31,7 +31,7 @@ from collections.abc import Iterator, Mapping
 
 from gemma_doctor.architectures.dtypes import FULL_FLOATS
 from gemma_doctor.plans import Clamp, Reason
-from gemma_doctor.repair.case import Answer, Case, Mend, Pass, left
+from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
 from gemma_doctor.tensors import FP16_MAX
 
 __all__ = ["PASS"]

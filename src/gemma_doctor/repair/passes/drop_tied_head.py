@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gemma_doctor.plans import Drop, Reason
-from gemma_doctor.repair.case import Answer, Case, Mend, Pass, left
+from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
 
 __all__ = ["PASS"]
 

@@ -31,7 +31,7 @@ from collections.abc import Iterator
 
 from gemma_doctor.architectures.loaders import SHARED_KV_USE
 from gemma_doctor.plans import Drop, Reason
-from gemma_doctor.repair.case import Answer, Case, Mend, Pass, left
+from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
 
 __all__ = ["PASS"]
 

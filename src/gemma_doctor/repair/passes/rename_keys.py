@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from gemma_doctor.plans import Reason, Rename
-from gemma_doctor.repair.case import Answer, Case, Mend, Pass, left
+from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
 
 __all__ = ["PASS"]
 

@@ -50,16 +50,16 @@ change by at most 5e-4 of their size wherever the mean square is 1 or more.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from gemma_doctor.architectures.base import Absorber, Conv, Norm
-from gemma_doctor.architectures.dtypes import FULL_FLOATS
 from gemma_doctor.plans import Left, Reason, Scale
 from gemma_doctor.records import Exactness, Finding, Scalar
-from gemma_doctor.repair.case import Answer, Case, Mend, Pass, left
-from gemma_doctor.repair.losses import Losses
-from gemma_doctor.repair.outputs import Outputs, Reach
+from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
+from gemma_doctor.repair.evidence.losses import Losses
+from gemma_doctor.repair.evidence.outputs import Outputs, Reach
+from gemma_doctor.repair.evidence.scaling import SMALL, Note, RefusedError, refuse_coarse, scalable
 from gemma_doctor.tensors import FP16_MAX, MeasuredTensor
 
 __all__ = ["PASS"]
@@ -67,13 +67,9 @@ __all__ = ["PASS"]
 HEADROOM = 2.0
 """Outputs stay within their limit divided by this: one bit."""
 
-SMALL = 2.0**-9
-"""Largest relative change that counts as small: half of bfloat16's unit roundoff, 2**-8."""
-
 NEAR_LIMIT = 32752.0
 """Weights from here on are within a factor of 2 of float16's limit, which GD103 reports."""
 
-_HALF_TINY = 2.0**-25  # the most that rounding to a subnormal float16 costs: half of the smallest one
 _RULE = "GD104"
 _INSTEAD = "The pass upcast-conv stores it in float32 instead."
 
@@ -93,10 +89,6 @@ def plan(case: Case) -> Iterator[Answer]:
 
 def _grows_a_reader(conv: Conv) -> bool:
     return conv.absorber is not None and conv.absorber.relation == "reader"
-
-
-class _RefusedError(Exception):
-    """Why a convolution cannot be rescaled; caught where the next estimate is tried."""
 
 
 @dataclass(slots=True)
@@ -124,7 +116,7 @@ class _Rescaler:
         for reach in self.outputs.reaches(name, conv):
             try:
                 return Mend(finding, tuple(self._edits(name, conv, reach)))
-            except _RefusedError as refused:
+            except RefusedError as refused:
                 refusal = str(refused)
         reason = f"{refusal}. {_INSTEAD}"
         return left(finding, reason) if finding else Left(_RULE, "warning", self.case.exam.disk_name(name), reason)
@@ -133,39 +125,39 @@ class _Rescaler:
         """The edits for one estimate.
 
         Raises:
-            _RefusedError: If one of them is not sound.
+            RefusedError: If one of them is not sound.
         """
-        window = self._tensor(name).limit or FP16_MAX
+        window = scalable(self.case.exam, name).limit or FP16_MAX
         k = _least_exponent(reach.largest, window / HEADROOM)
         if not k:
-            raise _RefusedError(f"Its outputs reach {reach.largest:.4g} ({reach.why}), and may reach {window:g}")
+            raise RefusedError(f"Its outputs reach {reach.largest:.4g} ({reach.why}), and may reach {window:g}")
         why = f"Outputs can reach {reach.largest:.4g} ({reach.why}), and {window:g} is too large; times 2^-{k} they "
         why = f"{why}stay within {window / HEADROOM:g}, one bit inside."
         evidence: dict[str, Scalar] = {"reach": reach.largest, "basis": reach.basis, "window": window, "k": k}
-        edits = self._neutral(name, conv, k, _Note(why, evidence))
+        edits = self._neutral(name, conv, k, Note(why, evidence))
         for edit in edits:
             tensor = self.case.exam.canonical(edit.tensor)
             self.exponents[tensor] = self.exponents.get(tensor, 0) + edit.exponent
         return edits
 
-    def _neutral(self, name: str, conv: Conv, k: int, note: _Note) -> list[Scale]:
+    def _neutral(self, name: str, conv: Conv, k: int, note: Note) -> list[Scale]:
         """The edit of a weight, and those that keep the function what it is."""
         if conv.norm is not None:
             return self._absorbed(name, conv, conv.norm, k, note)
         if conv.absorber is not None:
             return self._taken_back(name, conv.absorber, k, note)
-        raise _RefusedError("Nothing that reads its output takes the factor out again")
+        raise RefusedError("Nothing that reads its output takes the factor out again")
 
-    def _absorbed(self, name: str, conv: Conv, norm: Norm, k: int, note: _Note) -> list[Scale]:
+    def _absorbed(self, name: str, conv: Conv, norm: Norm, k: int, note: Note) -> list[Scale]:
         """The edits where a norm takes the factor out, up to its eps."""
         gain = norm.weight.removesuffix(".weight").rpartition(".")[2]
         square = self.outputs.square(name, conv)
         change = square.change(norm.eps, k)
         if math.isnan(square.mean):
-            raise _RefusedError(f"The mean square that the norm '{gain}' divides by is not known: not all is measured")
+            raise RefusedError(f"The mean square that the norm '{gain}' divides by is not known: not all is measured")
         at = f"a mean square of {square.mean:.3g} ({square.where})"
         if not change <= SMALL:
-            raise _RefusedError(
+            raise RefusedError(
                 f"Outputs that reach {note.evidence['reach']:.4g} need 2^-{k}, and then the eps {norm.eps:g} of the "
                 f"norm '{gain}' is felt: at {at}, values change by {change:.2g} of their size; {SMALL:.2g} is allowed"
             )
@@ -176,46 +168,41 @@ class _Rescaler:
         )
         edits = [self._scale(name, -k, "eps", note)]
         if conv.bias is not None:
-            edits.append(self._scale(conv.bias, -k, "eps", _Note(f"Scaled with {self._disk(name)}.", {"k": k})))
+            edits.append(self._scale(conv.bias, -k, "eps", Note(f"Scaled with {self._disk(name)}.", {"k": k})))
         return edits
 
-    def _taken_back(self, name: str, absorber: Absorber, k: int, note: _Note) -> list[Scale]:
+    def _taken_back(self, name: str, absorber: Absorber, k: int, note: Note) -> list[Scale]:
         """The edits where another tensor takes 2^k."""
         if absorber.relation == "dual":
             self._check_dual(absorber.tensor, k)
         note = note.plus(f"{self._disk(absorber.tensor)} takes the factor back, so that no result changes.", {})
-        back = _Note(f"Takes back the factor 2^-{k} of {self._disk(name)}.", {"k": k})
+        back = Note(f"Takes back the factor 2^-{k} of {self._disk(name)}.", {"k": k})
         return [self._scale(name, -k, "exact", note), self._scale(absorber.tensor, k, "exact", back)]
 
     def _check_dual(self, name: str, k: int) -> None:
         """The other side of a dot product grows by 2^k: its outputs must have that room."""
-        room = (self._tensor(name).limit or FP16_MAX) / HEADROOM
+        room = (scalable(self.case.exam, name).limit or FP16_MAX) / HEADROOM
         conv = self.case.exam.model.convs[name]
         least = min((reach.largest for reach in self.outputs.reaches(name, conv)), default=math.inf)
         if math.ldexp(least, k) > room:
-            raise _RefusedError(
+            raise RefusedError(
                 f"{self._disk(name)} would have to take 2^{k}, and its own outputs, which reach {least:.4g}, would "
                 f"pass {room:g}"
             )
 
-    def _scale(self, name: str, exponent: int, exactness: Exactness, note: _Note) -> Scale:
+    def _scale(self, name: str, exponent: int, exactness: Exactness, note: Note) -> Scale:
         """The edit of one tensor, judged together with the edits that it has already.
 
         Raises:
-            _RefusedError: If it would cost the tensor more than a few bits.
+            RefusedError: If it would cost the tensor more than a few bits.
         """
-        tensor = self._tensor(name)
+        tensor = scalable(self.case.exam, name)
         total = self.exponents.get(name, 0) + exponent
         if math.ldexp(tensor.stats.absmax or 0.0, total) >= NEAR_LIMIT and total > 0:
-            raise _RefusedError(
+            raise RefusedError(
                 f"{self._disk(name)} would have to take 2^{total}, and its weights would near {FP16_MAX:g}"
             )
-        rms = math.ldexp(tensor.stats.rms or 0.0, total)
-        if rms and total < 0 and rms * SMALL < _HALF_TINY:
-            raise _RefusedError(
-                f"Times 2^{total} the weights of {self._disk(name)} have an rms of {rms:.2g}, and float16 would round "
-                f"them by more than {SMALL:.2g} of that"
-            )
+        refuse_coarse(tensor, total)
         stored, in_float16 = self._losses(tensor, total, tensor.info.dtype), self._losses(tensor, total, "F16")
         note = note.plus(*_account(stored, in_float16, tensor.info.dtype))
         return Scale(
@@ -229,36 +216,8 @@ class _Rescaler:
     def _losses(self, tensor: MeasuredTensor, exponent: int, dtype: str) -> Losses:
         return self.case.losses(tensor.info.name, exponent, dtype)
 
-    def _tensor(self, name: str) -> MeasuredTensor:
-        """A tensor that can be scaled.
-
-        Raises:
-            _RefusedError: If it cannot.
-        """
-        tensor = self.case.exam.measured(name)
-        if tensor is None:
-            raise _RefusedError(f"{self._disk(name)} is not in the checkpoint, or was not measured")
-        if tensor.info.dtype not in FULL_FLOATS:
-            raise _RefusedError(
-                f"{self._disk(name)} is stored as {tensor.info.dtype}, which comes with scales of its own"
-            )
-        if tensor.stats.nan or tensor.stats.inf:
-            raise _RefusedError(f"{self._disk(name)} holds NaN or infinities, which come first (GD101)")
-        return tensor
-
     def _disk(self, name: str) -> str:
         return self.case.exam.disk_name(name)
-
-
-@dataclass(frozen=True, slots=True)
-class _Note:
-    """What a reason says so far."""
-
-    text: str
-    evidence: Mapping[str, Scalar]
-
-    def plus(self, text: str, evidence: Mapping[str, Scalar]) -> _Note:
-        return _Note(f"{self.text} {text}".rstrip(), {**self.evidence, **evidence})
 
 
 def _least_exponent(largest: float, room: float) -> int:

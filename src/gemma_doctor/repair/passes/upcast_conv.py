@@ -34,7 +34,7 @@ from collections.abc import Iterator
 from gemma_doctor.architectures.dtypes import cast
 from gemma_doctor.plans import Cast, Reason
 from gemma_doctor.records import Finding, Scalar
-from gemma_doctor.repair.case import Answer, Case, Mend, Pass, left
+from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["PASS"]

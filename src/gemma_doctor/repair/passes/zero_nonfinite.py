@@ -29,8 +29,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gemma_doctor.plans import Reason, ZeroNonfinite
-from gemma_doctor.repair.case import Answer, Case, Mend, Pass, left
-from gemma_doctor.repair.floats import FORMS
+from gemma_doctor.repair.elements.floats import FORMS
+from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
 
 __all__ = ["PASS"]
 

@@ -14,8 +14,8 @@ from gemma_doctor.checkpoint.dtypes import BITS
 from gemma_doctor.checkpoint.quoting import quoted
 from gemma_doctor.checkpoint.writer import Entry
 from gemma_doctor.errors import UsageError
-from gemma_doctor.plans import Add, Cast, Clamp, Drop, Edit, Rename, Scale, SetConfig, ZeroNonfinite
-from gemma_doctor.repair.edits import Change, dtype_after, why_impossible
+from gemma_doctor.plans import Add, Cast, Clamp, Drop, Edit, Rename, Scale, ScaleGain, SetConfig, ZeroNonfinite
+from gemma_doctor.repair.elements.edits import Change, dtype_after, why_impossible
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["Schedule", "Target", "schedule"]
@@ -121,7 +121,7 @@ class _Composer:
                 return None if self._has_config else "there is no config.json"
             case Add():
                 return self._add(edit)
-            case Drop() | Rename() | Scale() | Cast() | Clamp() | ZeroNonfinite():
+            case Drop() | Rename() | Scale() | ScaleGain() | Cast() | Clamp() | ZeroNonfinite():
                 slot = self._slots.get(edit.tensor)
                 return self._unknown(edit.tensor) if slot is None else self._change(edit, slot)
 

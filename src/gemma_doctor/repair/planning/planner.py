@@ -11,12 +11,13 @@ from gemma_doctor.errors import UsageError
 from gemma_doctor.examination import Examination
 from gemma_doctor.plans import Add, Edit, Left, Plan, Rename, SetConfig
 from gemma_doctor.records import Finding
-from gemma_doctor.repair import registry
-from gemma_doctor.repair.calibration import Calibration
-from gemma_doctor.repair.case import Answer, Case, Mend, Pass, left
+from gemma_doctor.repair.evidence.calibration import Calibration
+from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
+from gemma_doctor.repair.evidence.gains import gain_losses
+from gemma_doctor.repair.evidence.losses import losses
 from gemma_doctor.repair.fingerprint import fingerprint
-from gemma_doctor.repair.losses import losses
-from gemma_doctor.repair.merging import merge
+from gemma_doctor.repair.planning import registry
+from gemma_doctor.repair.planning.merging import merge
 
 __all__ = ["make_plan"]
 
@@ -65,6 +66,7 @@ def make_plan(  # noqa: PLR0913  # two nouns, and what the command line says abo
                     exam,
                     tuple(shares[one.name]),
                     lambda name, exponent, dtype: losses(files, tensors[name], exponent, dtype),
+                    lambda name, exponent: gain_losses(files, tensors[name], exponent),
                     calibration,
                 )
             )

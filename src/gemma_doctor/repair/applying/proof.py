@@ -9,8 +9,8 @@ from typing import Any
 from gemma_doctor.checkpoint import Checkpoint, open_checkpoint
 from gemma_doctor.checkpoint.quoting import quoted
 from gemma_doctor.errors import DoctorError, OutputError
-from gemma_doctor.repair.outline import Outline
-from gemma_doctor.repair.sidecars import is_single_file
+from gemma_doctor.repair.applying.outline import Outline
+from gemma_doctor.repair.applying.sidecars import is_single_file
 
 __all__ = ["prove"]
 

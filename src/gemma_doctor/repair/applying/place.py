@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.errors import UsageError
-from gemma_doctor.repair.sidecars import is_single_file
+from gemma_doctor.repair.applying.sidecars import is_single_file
 
 __all__ = ["check_place", "check_room"]
 

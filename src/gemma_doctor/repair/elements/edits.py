@@ -3,7 +3,7 @@
 Edits to one tensor compose in their order, and each works on the tensor *as stored by the one before*: its dtype's
 bits go in, the new dtype's bits come out, rounded at every step. A scaling by 2**-20 and then by 2**20 in float16
 is therefore not the identity where the first has lost bits, and it is the first that is held to account for them
-(see :mod:`gemma_doctor.repair.excess`).
+(see :mod:`gemma_doctor.repair.elements.excess`).
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from gemma_doctor.plans import Cast, Clamp, Scale, ZeroNonfinite
-from gemma_doctor.repair.floats import CASTS, FORMS, Bits, Form, cast_bits, narrow, widen
+from gemma_doctor.plans import Cast, Clamp, Scale, ScaleGain, ZeroNonfinite
+from gemma_doctor.repair.elements.floats import CASTS, FORMS, Bits, Doubles, Form, cast_bits, narrow, widen
 
-__all__ = ["Change", "blocks", "carry_out", "dtype_after", "scale_bits", "why_impossible"]
+__all__ = ["Change", "blocks", "carry_out", "dtype_after", "scale_bits", "scaled_gain", "why_impossible"]
 
-Change: TypeAlias = Scale | Cast | Clamp | ZeroNonfinite
+Change: TypeAlias = Scale | ScaleGain | Cast | Clamp | ZeroNonfinite
 """The edits that change elements."""
 
 _BLOCK = 1 << 15
@@ -37,6 +36,8 @@ def why_impossible(edit: Change, dtype: str) -> str | None:
             if dtype in CASTS and edit.dtype in CASTS:
                 return None
             return f"casts are made between {', '.join(CASTS)}, not from {dtype} to {edit.dtype}"
+        case ScaleGain():
+            return None if dtype in CASTS else f"gains are scaled in {', '.join(CASTS)}, not in {dtype}"
         case Clamp() if not (math.isfinite(edit.limit) and edit.limit >= 0):
             return f"the limit must be a finite number that is not negative, not {edit.limit}"
         case _:
@@ -45,7 +46,13 @@ def why_impossible(edit: Change, dtype: str) -> str | None:
 
 def dtype_after(edit: Change, dtype: str) -> str:
     """The dtype of a tensor once the edit has been carried out."""
-    return edit.dtype if isinstance(edit, Cast) else dtype
+    match edit:
+        case Cast():
+            return edit.dtype
+        case ScaleGain():
+            return "F32"
+        case _:
+            return dtype
 
 
 def carry_out(edit: Change, bits: Bits, dtype: str) -> Bits:
@@ -83,18 +90,26 @@ def scale_bits(bits: Bits, dtype: str, exponent: int) -> Bits:
     form = FORMS[dtype]
     low, high = _shiftable(form, exponent)
     if low > high:
-        easy: npt.NDArray[np.bool_] = np.zeros(bits.shape, np.bool_)
-        scaled: Bits = bits.copy()
-    else:
-        easy = form.magnitudes(bits) - form.word(low) <= form.word(high - low)
-        moved: Bits = bits + form.word((exponent << form.fraction) % (2 * form.sign))
-        if easy.all():
-            return moved
-        scaled = np.where(easy, moved, bits)
-    magnitudes = form.magnitudes(bits)
-    hard = np.flatnonzero(~easy & (magnitudes != 0) & (magnitudes < form.special))
-    if hard.size:
-        scaled[hard] = _scale_values(bits[hard], dtype, exponent)
+        return _scale_any(bits, dtype, exponent)
+    above_low = form.magnitudes(bits)
+    above_low -= form.word(low)  # wraps around for what is below
+    hard = above_low > form.word(high - low)
+    scaled: Bits = bits + form.word((exponent << form.fraction) % (2 * form.sign))
+    if hard.any():
+        at = np.flatnonzero(hard)
+        scaled[at] = _scale_any(bits[at], dtype, exponent)
+    return scaled
+
+
+def scaled_gain(values: Doubles, exponent: int) -> Doubles:
+    """What is stored of a gain 1 + w that is multiplied by a power of two: 2**exponent * (1 + w) - 1, in float64.
+
+    Args:
+        values: w, shape (n,).
+        exponent: The power.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        scaled: Doubles = np.ldexp(1 + values, max(-_WIDEST_SHIFT, min(exponent, _WIDEST_SHIFT))) - 1.0
     return scaled
 
 
@@ -102,6 +117,8 @@ def _edited(edit: Change, bits: Bits, dtype: str) -> Bits:
     match edit:
         case Scale():
             return scale_bits(bits, dtype, edit.exponent)
+        case ScaleGain():
+            return narrow(scaled_gain(widen(bits, dtype), edit.exponent), "F32")
         case Cast():
             return cast_bits(bits, dtype, edit.dtype)
         case Clamp():
@@ -115,6 +132,17 @@ def _shiftable(form: Form, exponent: int) -> tuple[int, int]:
     """The magnitudes that are normal before and after; empty (low > high) where there are none."""
     least, greatest, shift = 1 << form.fraction, form.special - 1, abs(exponent) << form.fraction
     return (least, greatest - shift) if exponent >= 0 else (least + shift, greatest)
+
+
+def _scale_any(bits: Bits, dtype: str, exponent: int) -> Bits:
+    """Scales what may be anything: zeros, inf and NaN stay."""
+    form = FORMS[dtype]
+    scaled: Bits = bits.copy()
+    magnitudes = form.magnitudes(bits)
+    finite = np.flatnonzero((magnitudes != 0) & (magnitudes < form.special))
+    if finite.size:
+        scaled[finite] = _scale_values(bits[finite], dtype, exponent)
+    return scaled
 
 
 def _scale_values(bits: Bits, dtype: str, exponent: int) -> Bits:

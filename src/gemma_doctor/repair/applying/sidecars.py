@@ -17,9 +17,9 @@ from gemma_doctor.checkpoint.files import reading
 from gemma_doctor.checkpoint.index import MAX_INDEX
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.errors import UsageError
-from gemma_doctor.repair.config_text import set_value
-from gemma_doctor.repair.outfiles import Copied, Document
-from gemma_doctor.repair.schedule import Schedule
+from gemma_doctor.repair.applying.config_text import set_value
+from gemma_doctor.repair.applying.outfiles import Copied, Document
+from gemma_doctor.repair.applying.schedule import Schedule
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["MANIFEST", "Sides", "config_file", "index_file", "is_single_file", "side_files"]
@@ -39,10 +39,12 @@ class Sides:
 
     Attributes:
         files: They.
+        folders: Every folder below the root, for one may be empty.
         remarks: What is left out, and why.
     """
 
     files: tuple[Copied, ...]
+    folders: tuple[str, ...]
     remarks: tuple[str, ...]
 
 
@@ -62,29 +64,35 @@ def side_files(checkpoint: Checkpoint, made: frozenset[str]) -> Sides:
     """
     if is_single_file(checkpoint):
         wanted = [] if checkpoint.config is None or CONFIG_NAME in made else [CONFIG_NAME]
-        return Sides(
-            tuple(Copied(name, (checkpoint.root / name).stat().st_size, holds_tensors=False) for name in wanted), ()
-        )
-    files, remarks = [], []
+        copied = (Copied(name, (checkpoint.root / name).stat().st_size, holds_tensors=False) for name in wanted)
+        return Sides(tuple(copied), (), ())
+    files, folders, remarks = [], [], []
     for name, path in _walk(checkpoint.root, ""):
         if name in made:
+            continue
+        if _is_folder(path):
+            folders.append(name)
             continue
         found = _side_file(name, path)
         if isinstance(found, Copied):
             files.append(found)
         else:
             remarks.append(found)
-    return Sides(tuple(files), tuple(remarks))
+    return Sides(tuple(files), tuple(folders), tuple(remarks))
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
-    """Everything but folders, sorted; bookkeeping folders as if they were files."""
+    """Everything, sorted, each folder before what is in it; bookkeeping folders as if they were files."""
     for path in sorted(folder.iterdir()):
         name = f"{prefix}{path.name}"
-        if path.is_dir() and not path.is_symlink() and path.name not in _BOOKKEEPING:
+        yield name, path
+        if _is_folder(path):
             yield from _walk(path, f"{name}/")
-        else:
-            yield name, path
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is a folder that is walked into."""
+    return path.is_dir() and not path.is_symlink() and path.name not in _BOOKKEEPING
 
 
 def _side_file(name: str, path: Path) -> Copied | str:

@@ -14,13 +14,20 @@ from pathlib import Path
 from gemma_doctor.checkpoint import Checkpoint, FileBytes
 from gemma_doctor.plans import WrittenFile
 from gemma_doctor.records import FileInfo, Progress
-from gemma_doctor.repair.outfiles import Copied, OutFile
-from gemma_doctor.repair.streams import StoppedError, Stream
+from gemma_doctor.repair.applying.outfiles import Copied, OutFile
+from gemma_doctor.repair.applying.streams import StoppedError, Stream
 
 __all__ = ["Crew"]
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 """Why a hard link may not be made although a copy can (link(2))."""
+
+_PER_CORE = 2
+"""Files that are written at once for each core: while one waits for the disk, another is worked on, and three files on
+two cores end together."""
+
+_LARGE = 1 << 26
+"""Bytes beyond which a file keeps a core busy for long enough to care how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +39,14 @@ class Crew:
         source: Its tensor files, open.
         folder: The folder that becomes the output.
         link: Whether untouched tensor files are linked where that is possible.
-        jobs: Files that are written at once.
+        cores: Cores that may be used.
     """
 
     checkpoint: Checkpoint
     source: FileBytes
     folder: Path
     link: bool
-    jobs: int
+    cores: int
     _stop: threading.Event = field(default_factory=threading.Event)
     _done: queue.SimpleQueue[int | None] = field(default_factory=queue.SimpleQueue)
 
@@ -60,21 +67,23 @@ class Crew:
         """
         files = tuple(files)
         for folder in {(self.folder / out.name).parent for out in files}:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)  # an index may place shards where no folder was copied
         if progress:
             progress.start(sum(out.size for out in files))
-        with ThreadPoolExecutor(self.jobs) as pool:
+        aside = sum(out.size > _LARGE and not self._may_link(out) for out in files) < self.cores
+        with ThreadPoolExecutor(self.cores * _PER_CORE) as pool:
             try:
                 # The largest first: the threads then end at about the same time.
-                futures = {out.name: self._submit(pool, out) for out in sorted(files, key=lambda out: -out.size)}
+                by_size = sorted(files, key=lambda out: -out.size)
+                futures = {out.name: self._submit(pool, out, aside=aside) for out in by_size}
                 self._report(len(futures), progress)
                 return _results([futures[out.name] for out in files])
             finally:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, out: OutFile) -> Future[WrittenFile]:
-        future = pool.submit(self._write, out)
+    def _submit(self, pool: ThreadPoolExecutor, out: OutFile, *, aside: bool) -> Future[WrittenFile]:
+        future = pool.submit(self._write, out, aside=aside and out.size > _LARGE)
         future.add_done_callback(lambda _: self._done.put(None))
         return future
 
@@ -87,22 +96,33 @@ class Crew:
             elif progress:
                 progress.advance(nbytes)
 
-    def _write(self, out: OutFile) -> WrittenFile:
+    def _write(self, out: OutFile, *, aside: bool) -> WrittenFile:
         try:
             if isinstance(out, Copied) and not out.holds_tensors:
                 with FileBytes(replace(self.checkpoint, files=(FileInfo(out.name, out.size),))) as side:
-                    return self._stream(side).write(out)
-            if self.link and isinstance(out, Copied) and self._linked(out):
-                return self._stream(self.source).adopt(out)
-            return self._stream(self.source).write(out)
+                    return self._stream(side, aside=aside).write(out, self._mode(out))
+            stream = self._stream(self.source, aside=aside)
+            if self._may_link(out) and self._linked(out):
+                return stream.adopt(out)
+            return stream.write(out, self._mode(out))
         except BaseException:
             self._stop.set()
             raise
 
-    def _stream(self, source: FileBytes) -> Stream:
-        return Stream(source, self.folder, self._done.put, self._stop)
+    def _stream(self, source: FileBytes, *, aside: bool) -> Stream:
+        return Stream(source, self.folder, self._done.put, self._stop, aside)
 
-    def _linked(self, out: Copied) -> bool:
+    def _mode(self, out: OutFile) -> int:
+        """Permission bits of the source's file of that name; as for ``cp``, the umask is taken from them."""
+        try:
+            return (self.checkpoint.root / out.name).stat().st_mode & 0o777
+        except FileNotFoundError:  # gone meanwhile: who reads it says so
+            return 0o666
+
+    def _may_link(self, out: OutFile) -> bool:
+        return self.link and isinstance(out, Copied) and out.holds_tensors
+
+    def _linked(self, out: OutFile) -> bool:
         """Links the file itself, whatever links lead to it; False where that cannot be."""
         try:
             os.link(os.path.realpath(self.checkpoint.root / out.name), self.folder / out.name)

@@ -12,12 +12,12 @@ from gemma_doctor.checkpoint.writer import ShardLayout, lay_out
 from gemma_doctor.errors import CheckpointError, UsageError
 from gemma_doctor.plans import Plan
 from gemma_doctor.records import FileInfo
-from gemma_doctor.repair.outfiles import Copied, OutFile, Rewritten
-from gemma_doctor.repair.schedule import Schedule, Target, schedule
-from gemma_doctor.repair.sidecars import config_file, index_file, side_files
+from gemma_doctor.repair.applying.outfiles import Copied, OutFile, Rewritten
+from gemma_doctor.repair.applying.schedule import Schedule, Target, schedule
+from gemma_doctor.repair.applying.sidecars import config_file, index_file, side_files
 from gemma_doctor.tensors import TensorInfo
 
-__all__ = ["Outline", "check_whole", "header_bytes", "outline"]
+__all__ = ["Outline", "check_whole", "outline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,14 @@ class Outline:
     Attributes:
         schedule: What is done to the tensors and the config.
         files: Its files but ``gemma-doctor.json``, by name.
+        folders: Its subfolders, by name.
         tensors: Its tensors by name, where they will lie.
         remarks: What of the source is left out.
     """
 
     schedule: Schedule
     files: tuple[OutFile, ...]
+    folders: tuple[str, ...]
     tensors: Mapping[str, TensorInfo]
     remarks: tuple[str, ...]
 
@@ -68,18 +70,7 @@ def outline(plan: Plan, checkpoint: Checkpoint, source: FileBytes) -> Outline:
     sides = side_files(checkpoint, frozenset((*infos, *(document.name for document in made))))
     empty = tuple(f"{shown(file)}: left out: none of its tensors is left" for file in infos.keys() - kept.keys())
     files = sorted((*shards, *made, *sides.files), key=lambda out: out.name)
-    return Outline(planned, tuple(files), tensors, (*sorted(empty), *sides.remarks))
-
-
-def header_bytes(source: FileBytes, file: str) -> bytes:
-    """The length word and the JSON of a safetensors file, padding included.
-
-    Args:
-        source: The checkpoint's files.
-        file: The file's name.
-    """
-    length = int.from_bytes(source.read(file, 0, 8).tobytes(), "little")
-    return source.read(file, 0, 8 + length).tobytes()
+    return Outline(planned, tuple(files), sides.folders, tensors, (*sorted(empty), *sides.remarks))
 
 
 def check_whole(checkpoint: Checkpoint) -> None:
@@ -118,7 +109,7 @@ def _shard(info: FileInfo, before: list[TensorInfo], targets: tuple[Target, ...]
     if same_places and not any(target.changes for target in targets):
         return Copied(info.name, info.size, holds_tensors=True)
     if same_places:
-        return Rewritten(info.name, ShardLayout(header_bytes(source, info.name), tuple(before), info.size), targets)
+        return Rewritten(info.name, ShardLayout(source.header(info.name), tuple(before), info.size), targets)
     return Rewritten(info.name, lay_out(info.name, [target.entry for target in targets], info.metadata), targets)
 
 

@@ -18,12 +18,11 @@ from gemma_doctor.checkpoint import Checkpoint, FileBytes
 from gemma_doctor.checkpoint.quoting import quoted, shown
 from gemma_doctor.errors import ChangedError, UsageError
 from gemma_doctor.plans import Fingerprint
-from gemma_doctor.repair.edits import Change, carry_out, dtype_after
-from gemma_doctor.repair.excess import Excess, Worst, excess
-from gemma_doctor.repair.floats import FORMS
-from gemma_doctor.repair.outfiles import CHUNK_BYTES, chunks, origin_bytes
-from gemma_doctor.repair.outline import header_bytes
-from gemma_doctor.repair.schedule import Target
+from gemma_doctor.repair.applying.outfiles import chunks, origin_bytes
+from gemma_doctor.repair.applying.schedule import Target
+from gemma_doctor.repair.elements.edits import Change, carry_out, dtype_after
+from gemma_doctor.repair.elements.excess import Excess, Worst, excess
+from gemma_doctor.repair.elements.floats import FORMS
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["check_files", "rehearse"]
@@ -50,7 +49,7 @@ def check_files(fingerprint: Fingerprint, checkpoint: Checkpoint, source: FileBy
     for name, mark in marks.items():
         if sizes[name] != mark.size:
             raise ChangedError(f"{shown(name)}: it had {mark.size:,} bytes, and has {sizes[name]:,} now. {_CHANGED}")
-        if hashlib.sha256(header_bytes(source, name)).hexdigest() != mark.header_sha256:
+        if hashlib.sha256(source.header(name)).hexdigest() != mark.header_sha256:
             raise ChangedError(f"{shown(name)}: its header is another one. {_CHANGED}")
 
 
@@ -94,23 +93,22 @@ def _hashed(fingerprint: Fingerprint, checkpoint: Checkpoint, name: str) -> tupl
 
 
 def _check_hash(source: FileBytes, info: TensorInfo, wanted: str) -> None:
-    digest = hashlib.sha256()
-    for start in range(info.start, info.stop, CHUNK_BYTES):
-        digest.update(source.read(info.file, start, min(start + CHUNK_BYTES, info.stop)).data)
-    _compare(info, digest.hexdigest(), wanted)
+    _compare(info, source.sha256(info), wanted)
 
 
 def _rehearse_tensor(source: FileBytes, target: Target, hashes: Mapping[str, str]) -> None:
-    if target.origin is not None:
-        _check_hash(source, target.origin, hashes[target.origin.name])
+    digest = hashlib.sha256()
     totals = [Excess()] * len(target.changes)
     for first, stop in chunks(target):
         content, dtype = origin_bytes(source, target, first, stop), target.begins_as
+        digest.update(content.data)
         for number, change in enumerate(target.changes):
             before = content.view(FORMS[dtype].word)
             after = carry_out(change, before, dtype)
             totals[number] = totals[number].merge(excess(change, before, after, dtype, first))
             content, dtype = after.view(np.uint8), dtype_after(change, dtype)
+    if target.origin is not None:
+        _compare(target.origin, digest.hexdigest(), hashes[target.origin.name])
     for change, total in zip(target.changes, totals, strict=True):
         if total.worst is not None:
             raise UsageError(_refusal(target, change, total.count, total.worst))

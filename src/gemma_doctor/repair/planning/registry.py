@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from gemma_doctor.checkpoint.quoting import quoted
 from gemma_doctor.errors import UsageError
 from gemma_doctor.nodes import did_you_mean
-from gemma_doctor.repair.case import Pass
+from gemma_doctor.pages import page_of
+from gemma_doctor.repair.evidence.case import Pass
 from gemma_doctor.repair.passes import (
     add_stem_bias,
     cast_dtype,
@@ -17,6 +17,7 @@ from gemma_doctor.repair.passes import (
     prune_shared_kv,
     rename_keys,
     rescale_conv,
+    rescale_residual,
     upcast_conv,
     zero_nonfinite,
 )
@@ -27,6 +28,7 @@ PASSES: tuple[Pass, ...] = (
     zero_nonfinite.PASS,
     clamp_overflow.PASS,
     rescale_conv.PASS,
+    rescale_residual.PASS,
     upcast_conv.PASS,
     cast_dtype.PASS,
     prune_shared_kv.PASS,
@@ -74,7 +76,4 @@ def page(one: Pass) -> str:
     Raises:
         UsageError: If Python runs with ``-OO``, which removes docstrings.
     """
-    text = sys.modules[one.plan.__module__].__doc__
-    if text is None:
-        raise UsageError("the pages of the passes are docstrings, which python -OO removes: run without -OO")
-    return f"# {text.strip()}\n"
+    return page_of(one.plan)

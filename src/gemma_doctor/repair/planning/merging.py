@@ -4,7 +4,7 @@ The order is fixed, whatever the order of the passes on the command line. Within
 
     zero-nonfinite   an infinity must not be clamped to a number that looks meant
     clamp
-    scale            before a cast, so that a narrower dtype gets the scaled values
+    scale, gains     before a cast, so that a narrower dtype gets the scaled values
     cast
     drop
     add
@@ -32,15 +32,16 @@ from gemma_doctor.plans import (
     Reason,
     Rename,
     Scale,
+    ScaleGain,
     SetConfig,
     ZeroNonfinite,
 )
 from gemma_doctor.records import Exactness, Scalar
-from gemma_doctor.repair.case import Mend, left
+from gemma_doctor.repair.evidence.case import Mend, left
 
 __all__ = ["Merged", "merge"]
 
-_ORDER: tuple[type[Edit], ...] = (ZeroNonfinite, Clamp, Scale, Cast, Drop, Add, Rename, SetConfig)
+_ORDER: tuple[type[Edit], ...] = (ZeroNonfinite, Clamp, Scale, ScaleGain, Cast, Drop, Add, Rename, SetConfig)
 _EXACTNESS: tuple[Exactness, ...] = ("exact", "eps", "rounded", "lossy")
 
 _Key: TypeAlias = "tuple[type[Edit], str | tuple[str, ...]]"
@@ -71,7 +72,7 @@ def merge(mends: Sequence[Mend], exam: Examination) -> Merged:
     """
     planned = [edit for mend in mends for edit in mend.edits]
     dropped = frozenset(edit.tensor for edit in planned if isinstance(edit, Drop))
-    scaled = {edit.tensor for edit in planned if isinstance(edit, Scale)}
+    scaled = {edit.tensor for edit in planned if isinstance(edit, Scale | ScaleGain)}
     edits: _Edits = {}
     stays: list[Left] = []
     for mend in mends:
@@ -111,7 +112,9 @@ def _together(first: Edit | None, second: Edit) -> Edit:
         return second
     exactness = max(first.exactness, second.exactness, key=_EXACTNESS.index)
     reason = _both(first.reason, second.reason)
-    if isinstance(first, Scale) and isinstance(second, Scale):
+    if (isinstance(first, Scale) and isinstance(second, Scale)) or (
+        isinstance(first, ScaleGain) and isinstance(second, ScaleGain)
+    ):
         return replace(first, exponent=first.exponent + second.exponent, exactness=exactness, reason=reason)
     return replace(first, exactness=exactness, reason=reason)
 
@@ -136,7 +139,7 @@ def _settled(edits: Mapping[_Key, Edit], exam: Examination) -> Iterable[Edit]:
             cast = edits.get((Cast, edit.beside))
             dtype = cast.dtype if isinstance(cast, Cast) else edit.dtype
             yield replace(edit, dtype=dtype, tensor=exam.canonical(edit.tensor) if renamed else edit.tensor)
-        elif not isinstance(edit, Scale) or edit.exponent:
+        elif not isinstance(edit, Scale | ScaleGain) or edit.exponent:
             yield edit
 
 

@@ -16,9 +16,9 @@ from operator import attrgetter
 import numpy as np
 import numpy.typing as npt
 
-from gemma_doctor.plans import Cast, Scale
-from gemma_doctor.repair.edits import Change, blocks, dtype_after, scale_bits
-from gemma_doctor.repair.floats import FORMS, Bits, Doubles, cast_bits, widen
+from gemma_doctor.plans import Cast, Scale, ScaleGain
+from gemma_doctor.repair.elements.edits import Change, blocks, dtype_after, scale_bits, scaled_gain
+from gemma_doctor.repair.elements.floats import FORMS, Bits, Doubles, cast_bits, widen
 
 __all__ = ["Excess", "Worst", "excess"]
 
@@ -78,8 +78,8 @@ def excess(edit: Change, before: Bits, after: Bits, dtype: str, first: int) -> E
         return total
     for block in blocks(before.size):
         lost = _lost(edit, before[block], after[block], dtype)
-        at = np.flatnonzero(lost) + block.start
-        if at.size:
+        if lost.any():
+            at = np.flatnonzero(lost) + block.start
             old, new = widen(before[at], dtype), widen(after[at], dtype_after(edit, dtype))
             total = total.merge(_account(old, new, at + first))
     return total
@@ -88,6 +88,8 @@ def excess(edit: Change, before: Bits, after: Bits, dtype: str, first: int) -> E
 def _lost(edit: Change, before: Bits, after: Bits, dtype: str) -> _Mask:
     """Undoing the edit tells: what was exact comes back (a power of two or a wider dtype loses nothing)."""
     match edit:
+        case ScaleGain():
+            return _lost_gain(edit, before, after, dtype)
         case Scale() | Cast() if edit.exactness == "rounded":
             return _ruined(before, after, dtype, dtype_after(edit, dtype))
         case Scale():
@@ -97,8 +99,22 @@ def _lost(edit: Change, before: Bits, after: Bits, dtype: str) -> _Mask:
         case _:
             replaced: _Mask = before != after
             return replaced
-    lost: _Mask = (before != back) & (FORMS[dtype].magnitudes(before) < FORMS[dtype].first_nan)
+    lost: _Mask = before != back
+    if lost.any():
+        lost &= FORMS[dtype].magnitudes(before) < FORMS[dtype].first_nan
     return lost
+
+
+def _lost_gain(edit: ScaleGain, before: Bits, after: Bits, dtype: str) -> _Mask:
+    """A gain may become 1, which is stored as zero; it may not become inf, nor, where it is exact, another one."""
+    overflown: _Mask = (FORMS["F32"].magnitudes(after) >= FORMS["F32"].special) & (
+        FORMS[dtype].magnitudes(before) < FORMS[dtype].special
+    )
+    if edit.exactness == "rounded":
+        return overflown
+    old = widen(before, dtype)
+    changed: _Mask = (scaled_gain(widen(after, "F32"), -edit.exponent) != old) & np.isfinite(old)
+    return overflown | changed
 
 
 def _ruined(before: Bits, after: Bits, dtype: str, dtype_now: str) -> _Mask:

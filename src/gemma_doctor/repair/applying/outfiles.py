@@ -16,9 +16,10 @@ import numpy.typing as npt
 from gemma_doctor.checkpoint import FileBytes
 from gemma_doctor.checkpoint.dtypes import BITS
 from gemma_doctor.checkpoint.writer import ShardLayout
-from gemma_doctor.repair.edits import carry_out, dtype_after
-from gemma_doctor.repair.floats import FORMS
-from gemma_doctor.repair.schedule import Target
+from gemma_doctor.repair.applying.digest import BLOCK_BYTES
+from gemma_doctor.repair.applying.schedule import Target
+from gemma_doctor.repair.elements.edits import carry_out, dtype_after
+from gemma_doctor.repair.elements.floats import FORMS
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = [
@@ -33,12 +34,6 @@ __all__ = [
     "origin_bytes",
     "pieces",
 ]
-
-CHUNK_BYTES = 4 << 20
-"""Bytes that are copied as one piece at most."""
-
-EDITED_BYTES = 1 << 20
-"""Bytes that are edited as one piece at most: memory is a few of these per thread, whatever the checkpoint's size."""
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -141,14 +136,14 @@ Piece: TypeAlias = "_Plain | Span | _Derived"
 
 
 def pieces(out: OutFile) -> Iterator[Piece]:
-    """A file's pieces in the order in which they lie, none of them larger than a few MB."""
+    """A file's pieces in the order in which they lie, none of them larger than a block."""
     match out:
         case Copied():
             yield from _spans(Span(0, out.name, 0, out.size))
         case Document():
-            yield _Plain(0, out.content)
+            yield from _plain(out.content)
         case Rewritten():
-            yield _Plain(0, out.layout.header)
+            yield from _plain(out.layout.header)
             yield from _tensor_pieces(out)
 
 
@@ -169,10 +164,14 @@ def _tensor_pieces(out: Rewritten) -> Iterator[Piece]:
     yield from _spans(run)
 
 
+def _plain(content: bytes) -> Iterator[_Plain]:
+    return (_Plain(at, content[at : at + BLOCK_BYTES]) for at in range(0, len(content), BLOCK_BYTES))
+
+
 def _spans(run: Span | None) -> Iterator[Span]:
     if run is not None:
-        for done in range(0, run.nbytes, CHUNK_BYTES):
-            yield Span(run.at + done, run.file, run.start + done, min(CHUNK_BYTES, run.nbytes - done))
+        for done in range(0, run.nbytes, BLOCK_BYTES):
+            yield Span(run.at + done, run.file, run.start + done, min(BLOCK_BYTES, run.nbytes - done))
 
 
 def _derived(info: TensorInfo, target: Target) -> Iterator[_Derived]:
@@ -182,10 +181,10 @@ def _derived(info: TensorInfo, target: Target) -> Iterator[_Derived]:
 
 
 def chunks(target: Target) -> Iterator[tuple[int, int]]:
-    """First element and one past the last of each chunk of a tensor, before and after the edits a few MB at most."""
+    """First element and one past the last of each chunk of a tensor, before and after the edits a block at most."""
     numel = target.entry.nbytes * 8 // BITS[target.entry.dtype]
     width = max(BITS[target.begins_as], BITS[target.entry.dtype])
-    step = EDITED_BYTES * 8 // width // 8 * 8  # whole bytes, whatever the width
+    step = BLOCK_BYTES * 8 // width // 8 * 8  # whole bytes, whatever the width
     for first in range(0, numel, step):
         yield first, min(first + step, numel)
 

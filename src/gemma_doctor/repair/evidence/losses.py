@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gemma_doctor.checkpoint import FileBytes
-from gemma_doctor.repair.floats import FORMS, Doubles, Form, widen
+from gemma_doctor.repair.elements.floats import FORMS, Doubles, Form, widen
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["Losses", "losses"]

@@ -16,18 +16,19 @@ from pathlib import Path
 
 from gemma_doctor.checkpoint import Checkpoint, FileBytes
 from gemma_doctor.checkpoint.quoting import shown
+from gemma_doctor.cores import cores
 from gemma_doctor.errors import OutputError
 from gemma_doctor.plans import Applied, Plan, WrittenFile
 from gemma_doctor.records import Progress
-from gemma_doctor.repair.crew import Crew
-from gemma_doctor.repair.manifest import manifest
-from gemma_doctor.repair.outfiles import Copied, OutFile
-from gemma_doctor.repair.outline import check_whole, outline
-from gemma_doctor.repair.place import check_place, check_room
-from gemma_doctor.repair.proof import prove
-from gemma_doctor.repair.rehearsal import check_files, rehearse
-from gemma_doctor.repair.sidecars import MANIFEST
-from gemma_doctor.repair.workspace import clear_leftovers, sync_folder, workspace
+from gemma_doctor.repair.applying.crew import Crew
+from gemma_doctor.repair.applying.manifest import manifest
+from gemma_doctor.repair.applying.outfiles import Copied, OutFile
+from gemma_doctor.repair.applying.outline import check_whole, outline
+from gemma_doctor.repair.applying.place import check_place, check_room
+from gemma_doctor.repair.applying.proof import prove
+from gemma_doctor.repair.applying.rehearsal import check_files, rehearse
+from gemma_doctor.repair.applying.sidecars import MANIFEST
+from gemma_doctor.repair.applying.workspace import clear_leftovers, sync_folder, workspace
 
 __all__ = ["apply"]
 
@@ -70,13 +71,15 @@ def apply(  # noqa: PLR0913  # two nouns and a place; the rest has defaults and 
     with FileBytes(checkpoint) as source, _explaining(output):
         check_files(plan.fingerprint, checkpoint, source)
         sketch = outline(plan, checkpoint, source)
-        rehearse(plan.fingerprint, checkpoint, sketch.targets, source, _cores())
+        rehearse(plan.fingerprint, checkpoint, sketch.targets, source, cores())
         output.parent.mkdir(parents=True, exist_ok=True)
         leftovers = clear_leftovers(output.parent)
         linkable = link and _same_disk(checkpoint, output.parent)
         check_room(output.parent, _room(plan, sketch.files, link=linkable))
         with workspace(output) as work:
-            files = Crew(checkpoint, source, work.folder, linkable, _cores()).write(sketch.files, progress)
+            for folder in sketch.folders:
+                (work.folder / folder).mkdir()
+            files = Crew(checkpoint, source, work.folder, linkable, cores()).write(sketch.files, progress)
             record = manifest(plan, files)
             _sync(work.folder, record)
             source.check()
@@ -135,8 +138,3 @@ def _explaining(output: Path) -> Iterator[None]:
         what = f"{output}: it could not be written: {error.strerror or error}"
         advice = "Give an --output on a disk with room" if error.errno in _FULL else "Check the folder and the disk"
         raise OutputError(f"{what}. Nothing of it is left. {advice}, and repair again.") from error
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

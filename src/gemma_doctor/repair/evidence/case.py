@@ -9,8 +9,9 @@ from typing import TypeAlias
 from gemma_doctor.examination import Examination
 from gemma_doctor.plans import Edit, Left
 from gemma_doctor.records import Exactness, Finding
-from gemma_doctor.repair.calibration import Calibration
-from gemma_doctor.repair.losses import Losses
+from gemma_doctor.repair.evidence.calibration import Calibration
+from gemma_doctor.repair.evidence.gains import GainLosses
+from gemma_doctor.repair.evidence.losses import Losses
 
 __all__ = ["Answer", "Case", "Mend", "Pass", "left"]
 
@@ -24,12 +25,14 @@ class Case:
         findings: The findings that the pass is to mend, all of them of rules that it mends.
         losses: What storing a tensor (by its name on disk) times 2**exponent in a dtype would lose. It reads the
             tensor, so passes ask for the tensors that they want to edit, and no others.
+        gains: What scaling a gain by 2**exponent, one that one is added to, would lose. It reads the tensor as well.
         calibration: What the activations measured in a trace; None where there is none.
     """
 
     exam: Examination
     findings: tuple[Finding, ...]
     losses: Callable[[str, int, str], Losses]
+    gains: Callable[[str, int], GainLosses]
     calibration: Calibration | None = None
 
 

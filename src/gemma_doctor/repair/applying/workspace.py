@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemma_doctor.errors import OutputError
 from gemma_doctor.plans import Leftover
 
 __all__ = ["Workspace", "clear_leftovers", "sync_folder", "workspace"]
@@ -52,13 +53,18 @@ class Workspace:
 
         Raises:
             OSError: If it cannot be renamed; then everything is as before.
+            OutputError: If the disk does not take note of the name; the folder has it by then.
         """
         if replace and _holds_something(self.output):
             if not _exchange(self.folder, self.output):
                 self._replace()
         else:
             self.folder.rename(self.output)
-        sync_folder(self.output.parent)
+        try:
+            sync_folder(self.output.parent)
+        except OSError as error:
+            what = f"{self.output}: it is complete and in its place, but the disk has not confirmed it"
+            raise OutputError(f"{what}: {error.strerror or error}. Check the disk before you rely on it.") from error
 
     def _replace(self) -> None:
         """Two renames where names cannot be exchanged; a lock keeps other runs from mending the moment between."""

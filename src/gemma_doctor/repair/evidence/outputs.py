@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from gemma_doctor.architectures.base import Conv, Linear
+from gemma_doctor.architectures.base import Conv
 from gemma_doctor.architectures.bounds import Bound, Prover
+from gemma_doctor.architectures.expressions import Linear
 from gemma_doctor.architectures.typical import REACH, cautious_rms, row_spread
 from gemma_doctor.examination import Examination
-from gemma_doctor.repair.calibration import Calibration, Measured
+from gemma_doctor.repair.evidence.calibration import Calibration, Measured
 from gemma_doctor.tensors import MeasuredTensor
 
 __all__ = ["Outputs", "Reach", "Square"]

@@ -1,0 +1,287 @@
+"""rescale-residual: whatever writes Gemma's residual stream times 2^-k, which whatever reads it takes out again.
+
+## What it does
+
+Multiplying by a power of two changes no digit of a binary number, only its exponent. Gemma reads its residual stream
+through norms, and a norm gives the same for x and for 2^-k x, but for its eps. So the pass multiplies
+
+| | by 2^-k | by 2^k |
+| --- | --- | --- |
+| Gemma 3 | the embedding; the projector of images; 1 + w of the norms behind attention and feed-forward | 1 + w of \
+the final norm, if the head is the embedding |
+| Gemma 3n, text | the embedding; the norms before attention and behind attention, feed-forward, LAuReL and the \
+layer's own input | q, k, v, LAuReL's first matrix, `per_layer_input_gate`, `per_layer_model_projection`; the final \
+norm, if the head is the embedding |
+
+and, inside a layer, where a bound leaves float16: q_proj or k_proj (their norms take the factor out), v_proj and
+o_proj (the norm behind attention does; Gemma 3n normalises values), up_proj and down_proj (the norm behind
+feed-forward does) and LAuReL's first matrix; all that need it, or none, for a proof needs them all.
+
+k is the least that brings every state of the stream below its limit (65504, or 256 where it is squared): by the bounds
+of GD301, which hold whatever the input, roundings included; with `--calibration` by the peaks of the trace, with two
+bits to spare, for other inputs reach further.
+
+**Certified**: where every bound of the model fits once the plan is carried out, the plan says so, and a scan of the
+result says it again: the model cannot overflow in the forward pass, whatever the input. What that assumes stands in
+the plan, and on the page of GD301.
+
+## Which findings it mends
+
+GD301 fp16-residual-overflow-risk; with `--calibration` also a stream without a finding whose measured peak leaves its
+limit (AltUp's, of which nothing is proved).
+
+## Exactness
+
+Exact up to a norm's eps: with mean square m at a position before scaling, its output changes by a factor of at least
+1 - eps * 4^k / (2 m) and at most 1. Each edit states that number for the least m of the trace, or for a cautious
+estimate from the weights, which is not a bound; a change of more than 2^-9 is refused. Matrices are scaled exactly, or
+the edit says how many elements lose bits. **Gains that one is added to are stored in float32**, whatever they were
+stored in: w' = 2^-k (1 + w) - 1 lies near -1, where a narrower dtype is coarse. The plan says by how much the gains
+change where float32 rounds them, and by how much once a loader casts them to float16 or bfloat16, as
+`dtype=torch.float16` does.
+
+## Example
+
+A Gemma 3 whose residual stream may reach 206,000 (1.7 bits beyond 65504) gets k = 2: 68 norms, the embedding and the
+final norm change, nothing else does, and nothing costs more at run time.
+
+## Limits
+
+* Refused for Gemma 3n with image or audio input: the soft tokens' last norm has no gain, so they cannot be scaled.
+* A head that is the embedding needs the final norm's gain times 2^k; where that brings the final norm's own bound
+  beyond 65504, the plan says that it is not certified. gate_proj cannot be scaled, for GELU is not linear.
+* AltUp multiplies the bound in every layer: there k needs `--calibration`.
+* Embeddings times 2^-k can become subnormal in float16; the plan counts them.
+* Norm statistics of the mended model differ from the published ones, and a LoRA trained on one does not fit the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from gemma_doctor.architectures.base import Rescaling
+from gemma_doctor.architectures.ranges import ASSUMPTIONS
+from gemma_doctor.plans import Edit, Left, Reason, Scale, ScaleGain
+from gemma_doctor.records import Exactness, Finding, Scalar
+from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
+from gemma_doctor.repair.evidence.rescaled import MARGIN, Furthest, Ranges
+from gemma_doctor.repair.evidence.scaling import SMALL, Note, RefusedError, refuse_coarse, scalable
+from gemma_doctor.tensors import FP16_MAX, MeasuredTensor
+
+__all__ = ["PASS"]
+
+_RULE = "GD301"
+_MEASURE = "A trace of the float32 reference (gemma-doctor verify --trace, then --calibration) may ask for less"
+
+
+def plan(case: Case) -> Iterator[Answer]:
+    """The edits for each residual stream, and for the values inside the layers, that can leave their limits."""
+    by_stream = {finding.evidence.get("stream"): finding for finding in case.findings}
+    if not case.exam.model.rescalings:
+        yield from (left(finding, "What its family writes and reads is not declared") for finding in case.findings)
+        return
+    rescaler = _Rescaler(case, Ranges(case.exam, case.calibration))
+    streams = {value.stream for value in case.exam.model.values if value.stream}
+    known = [one for one in case.exam.model.rescalings if one.name in streams]
+    answers = [answer for one in known for answer in rescaler.stream(one, by_stream.pop(one.name, None))]
+    note = by_stream.pop(None, None)
+    if note is not None:
+        answers.append(rescaler.inside([one for one in case.exam.model.rescalings if one.name not in streams], note))
+    yield from rescaler.certified(answers)
+    others = by_stream.values()
+    yield from (left(finding, "Nothing that reads this stream takes a factor out again") for finding in others)
+
+
+@dataclass(slots=True)
+class _Rescaler:
+    """The rescalings of one checkpoint.
+
+    Attributes:
+        case: The case.
+        ranges: Its bounds.
+        exponents: Canonical name -> power of two that the edits so far come to.
+        shrunk: Name of a value -> bits that the edits so far take from it.
+        absorbed: Name of a norm -> bits that the edits so far leave it to take out.
+    """
+
+    case: Case
+    ranges: Ranges
+    exponents: dict[str, int] = field(default_factory=dict)
+    shrunk: Counter[str] = field(default_factory=Counter)
+    absorbed: Counter[str] = field(default_factory=Counter)
+
+    def stream(self, rescaling: Rescaling, finding: Finding | None) -> Iterator[Answer]:
+        """The edits of a residual stream with a finding, or with a measured peak beyond its limit."""
+        furthest = self.ranges.furthest(rescaling, self.shrunk)
+        measured = furthest is not None and furthest.basis == "measured" and furthest.exponent > 0
+        if finding is None and not measured:
+            return
+        try:
+            yield Mend(finding, tuple(self._edits(rescaling, furthest)))
+        except RefusedError as refused:
+            yield left(finding, str(refused)) if finding else Left(_RULE, "warning", None, str(refused))
+
+    def inside(self, rescalings: list[Rescaling], note: Finding) -> Answer:
+        """The edits of the values inside the layers, all of them together or none: a proof needs them all."""
+        edits: list[Edit] = []
+        before = dict(self.exponents)
+        try:
+            for rescaling in rescalings:
+                furthest = self.ranges.furthest(rescaling, self.shrunk)
+                if furthest is not None and furthest.exponent:
+                    edits += self._edits(rescaling, furthest)
+        except RefusedError as refused:
+            self.exponents = before
+            return left(note, f"All of them or none: a proof needs them all. {refused}")
+        return Mend(note, tuple(edits)) if edits else left(note, "The measured peaks fit, with two bits to spare")
+
+    def certified(self, answers: list[Answer]) -> Iterator[Answer]:
+        """The answers, the first edit with what is proved once all of them are carried out."""
+        first = next((answer for answer in answers if isinstance(answer, Mend)), None)
+        for answer in answers:
+            yield self._with_proof(answer) if answer is first and isinstance(answer, Mend) else answer
+
+    def _with_proof(self, mend: Mend) -> Mend:
+        edit, *others = mend.edits
+        text, evidence = self._proof()
+        reason = Reason(edit.reason.rule, f"{edit.reason.message} {text}", {**edit.reason.evidence, **evidence})
+        return Mend(mend.finding, (replace(edit, reason=reason), *others))
+
+    def _proof(self) -> tuple[str, Mapping[str, Scalar]]:
+        """What is proved of the model once the edits are carried out."""
+        analysis = self.ranges.analysis(self.exponents)
+        total = len(analysis.values)
+        evidence: dict[str, Scalar] = {"values": total, "proved_safe": analysis.safe, "certified": analysis.certified}
+        if analysis.certified:
+            return (
+                f"Certified: all {total:,} values of a float16 run then fit, so that the model cannot overflow in the "
+                f"forward pass, whatever the input. Assumed: {'; '.join(ASSUMPTIONS)}."
+            ), evidence
+        open_ones = [item for item in analysis.values if not item.safe]
+        first = open_ones[0]
+        bound = "nothing is proved" if first.bound is None else f"the bound is {first.bound:.4g}"
+        return (
+            f"Then {analysis.safe:,} of {total:,} values of a float16 run are proved to fit. Not certified: the first "
+            f"of {len(open_ones):,} others is {first.value.name}, of which {bound}; the limit is {first.value.limit:g}."
+        ), evidence
+
+    def _edits(self, rescaling: Rescaling, furthest: Furthest | None) -> list[Edit]:
+        """The edits of one rescaling.
+
+        Raises:
+            RefusedError: If it must not be done, or one of them is not sound.
+        """
+        k, note = self._exponent(rescaling, furthest)
+        note = self._eps(rescaling, k, note)
+        powers = dict.fromkeys(self._stored(rescaling), -k) | dict.fromkeys(rescaling.larger, k)
+        edits: list[Edit] = []
+        for name, power in powers.items():
+            why = note if not edits else Note(f"Scaled with {self._disk(rescaling.smaller[0])}.", {"k": k})
+            edits.append(self._edit(name, power, why))
+        for name, power in powers.items():
+            self.exponents[name] = self.exponents.get(name, 0) + power
+        self.shrunk.update(dict.fromkeys((*rescaling.values, *rescaling.behind), k))
+        self.absorbed.update({reader.norm: k for reader in rescaling.readers})
+        return edits
+
+    def _stored(self, rescaling: Rescaling) -> Iterator[str]:
+        """The tensors that shrink; a head that is stored although it is the embedding shrinks with it."""
+        yield from rescaling.smaller
+        head = self.case.exam.model.tied_head
+        if head is not None and head[1] in rescaling.smaller and head[0] in self.case.exam.on_disk:
+            yield head[0]
+
+    def _exponent(self, rescaling: Rescaling, furthest: Furthest | None) -> tuple[int, Note]:
+        if rescaling.refused is not None:
+            raise RefusedError(f"It cannot be rescaled: {rescaling.refused}")
+        if furthest is None:
+            raise RefusedError(f"Nothing is proved of {rescaling.name}: a tensor is missing, or not finite")
+        if not math.isfinite(furthest.reach):
+            raise RefusedError(f"No number bounds {rescaling.name}. {_MEASURE}")
+        k, name = furthest.exponent, furthest.item.value.name
+        if not k:
+            raise RefusedError(f"It reaches {furthest.reach:.4g} in the trace, at {name}: {MARGIN:g} times that fits")
+        kind = "the proved bound" if furthest.basis == "proved" else "the trace's peak, or a bound from such peaks"
+        text = (
+            f"{rescaling.name} can reach {furthest.reach:.4g} at {name} ({kind}), and may reach {furthest.room:g}; "
+            f"times 2^-{k} it fits."
+        )
+        evidence: dict[str, Scalar] = {
+            "reach": furthest.reach,
+            "basis": furthest.basis,
+            "limit": furthest.item.value.limit,
+            "k": k,
+        }
+        return k, Note(text[0].upper() + text[1:], evidence)
+
+    def _eps(self, rescaling: Rescaling, k: int, note: Note) -> Note:
+        """The norms that take the factor out, up to their eps."""
+        for reader in rescaling.readers:
+            square = self.ranges.square(reader)
+            change = square.change(reader.eps, k + self.absorbed[reader.norm])
+            norm = reader.norm.removesuffix(".weight")
+            at = f"a mean square of {square.mean:.3g} ({square.where})"
+            if not change <= SMALL:
+                raise RefusedError(
+                    f"{note.text} But then the eps {reader.eps:g} of the norm '{norm}' is felt: at {at}, values change "
+                    f"by {change:.2g} of their size; {SMALL:.2g} is allowed. {_MEASURE}"
+                )
+            note = note.plus(
+                f"The eps of the norm '{norm}', which does not shrink, changes values by at most {change:.1e} of their "
+                f"size from {at} upwards.",
+                {"eps": reader.eps, "mean_square": square.mean, "relative_change": change},
+            )
+        return note
+
+    def _edit(self, name: str, exponent: int, note: Note) -> Edit:
+        """The edit of one tensor.
+
+        Raises:
+            RefusedError: If it would make a weight infinite.
+        """
+        tensor = scalable(self.case.exam, name)
+        known = self.case.exam.model.expected.get(name)
+        if known is not None and known.plus_one:
+            return self._gain(tensor, exponent, note)
+        largest = math.ldexp(tensor.stats.absmax or 0.0, exponent)
+        if exponent > 0 and largest > FP16_MAX / 2:
+            raise RefusedError(f"{self._disk(name)} would have to take 2^{exponent}, and near {FP16_MAX:g}")
+        refuse_coarse(tensor, exponent)
+        stored = self.case.losses(tensor.info.name, exponent, tensor.info.dtype)
+        in_float16 = self.case.losses(tensor.info.name, exponent, "F16")
+        exactness: Exactness = "lossy" if stored.flushed else "rounded" if stored.lost else "eps"
+        lost = f" {stored.lost:,} elements lose bits where they are stored." if stored.lost else ""
+        counts: dict[str, Scalar] = {"fp16_subnormal": in_float16.subnormal, "fp16_underflow": in_float16.flushed}
+        note = note.plus(lost.strip(), {**counts, "lost": stored.lost})
+        return Scale(
+            tensor=tensor.info.name,
+            exponent=exponent,
+            pass_name=PASS.name,
+            exactness=exactness,
+            reason=Reason(_RULE, note.text, note.evidence),
+        )
+
+    def _gain(self, tensor: MeasuredTensor, exponent: int, note: Note) -> ScaleGain:
+        losses = self.case.gains(tensor.info.name, exponent)
+        note = note.plus(
+            f"Stored as float32, which changes a gain by at most {losses.in_float32:.1e} of the gains' rms; a loader "
+            f"that casts it to float16 changes one by up to {losses.in_float16:.1e}, to bfloat16 by "
+            f"{losses.in_bfloat16:.1e}.",
+            {"in_float32": losses.in_float32, "in_float16": losses.in_float16, "in_bfloat16": losses.in_bfloat16},
+        )
+        return ScaleGain(
+            tensor=tensor.info.name,
+            exponent=exponent,
+            pass_name=PASS.name,
+            exactness="rounded" if losses.inexact else "eps",
+            reason=Reason(_RULE, note.text, note.evidence),
+        )
+
+    def _disk(self, name: str) -> str:
+        return self.case.exam.disk_name(name)
+
+
+PASS = Pass("rescale-residual", "eps", (_RULE,), plan)
