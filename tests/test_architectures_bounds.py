@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import SIDE, Doubles, Network, convolve, reach, rms_norm, stats_of
 
-from gemma_doctor.architectures.base import (
+from gemma_doctor.architectures.base import Conv
+from gemma_doctor.architectures.bounds import Bound, bound, output_bound
+from gemma_doctor.architectures.expressions import (
     AfterNorm,
-    Conv,
     Input,
     Joined,
     Linear,
@@ -27,7 +28,6 @@ from gemma_doctor.architectures.base import (
     Sum,
     Within,
 )
-from gemma_doctor.architectures.bounds import Bound, bound, output_bound
 from gemma_doctor.tensors import TensorStats
 
 ROUNDING = 1 + 1e-9

@@ -11,7 +11,7 @@ import checkpoints
 import pytest
 
 from gemma_doctor.architectures import identify
-from gemma_doctor.architectures.base import (
+from gemma_doctor.architectures.expressions import (
     AfterNorm,
     Input,
     Joined,
@@ -111,6 +111,8 @@ def _tensors(source: Input) -> set[str | None]:
             return _tensors(inner)
         case Sum(parts) | Joined(parts):
             return set[str | None]().union(*map(_tensors, parts))
+        case _:
+            raise AssertionError(f"no convolution's input is a {type(source).__name__}")
 
 
 def test_the_sources_follow_the_forward_pass() -> None:

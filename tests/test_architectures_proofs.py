@@ -13,12 +13,12 @@ import pytest
 from networks import stats_of
 
 from gemma_doctor.architectures import identify
-from gemma_doctor.architectures.base import (
+from gemma_doctor.architectures.base import Conv, Norm
+from gemma_doctor.architectures.bounds import Bound, Proof, Prover, Unproven, bound, output_bound
+from gemma_doctor.architectures.expressions import (
     AfterNorm,
-    Conv,
     Joined,
     Linear,
-    Norm,
     Pooled,
     Repeated,
     Scaled,
@@ -26,7 +26,6 @@ from gemma_doctor.architectures.base import (
     Unbounded,
     Within,
 )
-from gemma_doctor.architectures.bounds import Bound, Proof, Prover, Unproven, bound, output_bound
 from gemma_doctor.tensors import TensorStats
 
 

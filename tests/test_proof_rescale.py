@@ -19,7 +19,7 @@ from gemma_doctor.architectures import identify
 from gemma_doctor.architectures.base import Conv
 from gemma_doctor.checkpoint import FileBytes, open_checkpoint
 from gemma_doctor.plans import Plan, Scale
-from gemma_doctor.repair.calibration import Calibration, Measured
+from gemma_doctor.repair.evidence.calibration import Calibration, Measured
 from gemma_doctor.repair.fingerprint import fingerprint
 
 CONFIG = {**tiny_gemma3n_config(), "dtype": "float32"}

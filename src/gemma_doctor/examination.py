@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from gemma_doctor.architectures import detect_layout, identify, output_limit
 from gemma_doctor.architectures.base import Conv, Expected, KeyLayout, Model, Need
 from gemma_doctor.architectures.dtypes import is_float
+from gemma_doctor.architectures.ranges import RangeAnalysis, analyse
 from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.records import Loader, TargetDtype
-from gemma_doctor.tensors import MeasuredTensor, TensorInfo
+from gemma_doctor.tensors import MeasuredTensor, TensorInfo, TensorStats
 
-__all__ = ["Examination"]
+__all__ = ["Examination", "assemble"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +98,48 @@ class Examination:
     def float16_bound(self) -> Iterator[MeasuredTensor]:
         """The float tensors, if they are judged for float16; none of them for another target."""
         return self.floats() if self.target_dtype == "float16" else iter(())
+
+    def ranges(self) -> RangeAnalysis:
+        """What is proved of every value that a float16 run writes."""
+        return analyse(self.model, {self.canonical(name): tensor for name, tensor in self.tensors.items()})
+
+
+def assemble(
+    checkpoint: Checkpoint,
+    stats: Mapping[str, TensorStats],
+    target_dtype: TargetDtype,
+    loader: Loader,
+    *,
+    whole: bool,
+) -> Examination:
+    """Everything that is known once the tensors are measured, but for what asks for their bytes again.
+
+    Args:
+        checkpoint: Headers, config and file faults.
+        stats: The figures of the measured tensors by their name on disk, in model order.
+        target_dtype: The dtype the weights are judged for.
+        loader: The loader that the tensors must satisfy.
+        whole: Whether every tensor of the headers was selected.
+    """
+    model = identify(checkpoint.config)
+    layout = detect_layout(model, checkpoint.tensors)
+    tensors = {
+        name: _measured(checkpoint.tensors[name], part, model, model.canonical(name, layout))
+        for name, part in stats.items()
+    }
+    return Examination(
+        checkpoint=checkpoint,
+        tensors=tensors,
+        model=model,
+        layout=layout,
+        on_disk={model.canonical(name, layout): name for name in checkpoint.tensors},
+        selected=whole and not checkpoint.partial,
+        target_dtype=target_dtype,
+        loader=loader,
+    )
+
+
+def _measured(info: TensorInfo, stats: TensorStats, model: Model, canonical: str) -> MeasuredTensor:
+    known = model.expected.get(canonical)
+    role = known.role if known else model.role(info)
+    return MeasuredTensor(info, stats, role, output_limit(model, canonical, role))

@@ -12,33 +12,33 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from gemma_doctor.architectures.config import Section
-from gemma_doctor.tensors import Role, TensorInfo
+from gemma_doctor.architectures.expressions import Input
+from gemma_doctor.tensors import FP16_MAX, Role, TensorInfo
 
 __all__ = [
     "Absorber",
-    "AfterNorm",
     "Conv",
     "Expected",
     "Family",
-    "Input",
-    "Joined",
     "KeyLayout",
-    "Linear",
+    "Kind",
     "Model",
     "Need",
     "Norm",
-    "Pooled",
-    "Repeated",
-    "Scaled",
+    "Reader",
+    "Rescaling",
     "SharedKV",
-    "Sum",
-    "Unbounded",
-    "Within",
+    "Value",
 ]
 
 Need: TypeAlias = Literal["required", "optional", "shared-kv", "tied-head", "stem-bias"]
 """Why a tensor may be absent: never; always may; only in a layer that shares KV; because the head is tied;
 because the checkpoint is older than timm 1.0.17 (stem bias)."""
+
+Kind: TypeAlias = Literal[
+    "embedding", "norm", "linear", "conv", "product", "scores", "attention", "residual", "altup", "other"
+]
+"""What kind of operation writes a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,93 +60,6 @@ class Expected:
     need: Need = "required"
     rows: Literal["outputs", "inputs"] = "outputs"
     plus_one: bool = False
-
-
-# What bounds a convolution's input: a closed union, evaluated against the measured weights.
-
-
-@dataclass(frozen=True, slots=True)
-class Within:
-    """Every element of ``channels`` lies in [-limit, limit], by construction (pixels after rescaling, say)."""
-
-    limit: float
-    channels: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class AfterNorm:
-    """The output of an RMS norm over ``channels``, perhaps through an activation that never grows a value.
-
-    At one position its Euclidean norm is at most sqrt(channels) * max|gain|, and so is each element.
-    """
-
-    gain: str
-    channels: int
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """The output of a convolution or projection ``weight``, without bias, of ``source``.
-
-    ``taps`` is the number of kernel positions. A gated unit (GLU) behind it is covered as well: half of the
-    channels times numbers from 0 to 1 is never larger.
-    """
-
-    weight: str
-    source: Input
-    taps: int = 1
-    depthwise: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Scaled:
-    """``source`` multiplied, channel by channel, by the vector ``gain`` (a layer scale)."""
-
-    gain: str
-    source: Input
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """A sum of several terms: a residual stream and its writers."""
-
-    terms: tuple[Input, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """Several sources laid side by side along the channels."""
-
-    parts: tuple[Input, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Pooled:
-    """Averages, interpolation or attention over positions of ``source``: a convex mix, never larger.
-
-    Per-channel maxima stay bounded, and so does the Euclidean norm at a position (convexity of the norm).
-    """
-
-    source: Input
-
-
-@dataclass(frozen=True, slots=True)
-class Repeated:
-    """``times`` vectors side by side, each a convex mix of ``source``'s: the heads of multi-query attention."""
-
-    source: Input
-    times: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unbounded:
-    """Nothing proves a bound here."""
-
-    why: str
-
-
-Input: TypeAlias = Within | AfterNorm | Linear | Scaled | Sum | Joined | Pooled | Repeated | Unbounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +115,65 @@ class Conv:
 
 
 @dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor that a float16 run writes.
+
+    Attributes:
+        name: The module that writes it, and what it is where the module writes several; in canonical names.
+        kind: What kind of operation writes it.
+        source: What it is made of.
+        limit: Largest magnitude that it may have: 65504, or 256 where the next operation squares it.
+        stream: The residual stream that it is a state of; None where it is none.
+        module: The module whose output it is, as a trace calls it; None where no module returns it.
+    """
+
+    name: str
+    kind: Kind
+    source: Input
+    limit: float = FP16_MAX
+    stream: str | None = None
+    module: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A norm that takes out the factor of a rescaling, up to its eps.
+
+    Attributes:
+        norm: Name of its gain, or of its module where it has none.
+        eps: Its eps.
+        source: What it reads.
+    """
+
+    norm: str
+    eps: float
+    source: Input
+
+
+@dataclass(frozen=True, slots=True)
+class Rescaling:
+    """Tensors that can be multiplied by powers of two together and leave the model the same function, but for eps.
+
+    Attributes:
+        name: How messages call it: a residual stream, or the weight that is scaled.
+        smaller: Names of the tensors multiplied by 2**-k. A gain that one is added to counts as 1 + w.
+        larger: Names of the tensors multiplied by 2**k.
+        values: Names of the values that become 2**-k times what they were, and that decide over k.
+        behind: Names of the values that shrink with them, and for which there is a rescaling of their own.
+        readers: The norms that take the factor out.
+        refused: Why it must not be done; None where it may.
+    """
+
+    name: str
+    smaller: tuple[str, ...]
+    larger: tuple[str, ...]
+    values: tuple[str, ...]
+    readers: tuple[Reader, ...]
+    behind: tuple[str, ...] = ()
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SharedKV:
     """A k/v tensor of a layer that reuses another layer's keys and values.
 
@@ -243,6 +215,8 @@ class Model:
         shared_kv: The k/v tensors of layers that share KV (k_proj, v_proj, k_norm …).
         tied_head: (head, embedding) names where lm_head is tied, else None.
         pad_rows: tensor -> range of rows that copy the pad row on purpose.
+        values: Every tensor that a float16 run writes, in the order of writing; empty where that is not declared.
+        rescalings: What can be multiplied by powers of two and leave the model the same function.
         layouts: Key layouts that loaders know, the canonical one first.
         role: Role of a tensor that ``expected`` does not list, from its name and shape.
     """
@@ -255,6 +229,8 @@ class Model:
     shared_kv: Mapping[str, SharedKV] = field(default_factory=dict)
     tied_head: tuple[str, str] | None = None
     pad_rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    values: tuple[Value, ...] = ()
+    rescalings: tuple[Rescaling, ...] = ()
     layouts: tuple[KeyLayout, ...] = ()
 
     def canonical(self, name: str, layout: KeyLayout | None) -> str:

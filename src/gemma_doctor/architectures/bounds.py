@@ -1,4 +1,4 @@
-"""Bounds that the weights prove: how large a convolution's input and output can become, whatever the image.
+"""Bounds that the weights prove: how large an activation can become, whatever the input.
 
 Notation: x is the vector over channels at one position, W_j the row of output channel j (flattened over its inputs
 and kernel positions), t the number of kernel positions, C a number of channels. Two numbers bound an activation:
@@ -9,81 +9,89 @@ expression    peak                                                norm
 ============  ==================================================  ==================================================
 Within        limit                                               sqrt(C) * limit
 AfterNorm     sqrt(C) * max|g|                                    sqrt(C) * max|g|
+Row           scale * max|E|                                      scale * max||E_i||_2
 Linear        min(peak * max||W_j||_1,                            sqrt(t) * norm * ||W||_F
               sqrt(t) * norm * max||W_j||_2)
  depthwise    peak * max||W_j||_1                                 sqrt(t) * norm * max||W_j||_2
+ x @ W        norm * min(||W||_F, sqrt(inputs) * max|W|)          norm * ||W||_F
+Shifted       peak + max|b|                                       norm + ||b||_2
 Scaled        peak * max|g|                                       norm * max|g|
-Sum           sum of peaks                                        sum of norms
-Joined        largest peak                                        sqrt(sum of norm^2)
+Times         peak * |factor|                                     norm * |factor|
 Pooled        peak                                                norm
 Repeated      peak                                                sqrt(times) * norm
+Slice         peak                                                min(norm, sqrt(C) * peak)
+Rotated       min(sqrt(2) * peak, norm)                           norm
+Sum           sum of peaks                                        sum of norms
+Joined        largest peak                                        sqrt(sum of norm^2)
+Either        largest peak                                        largest norm
+Product       product of peaks                                    min(norm * peak', peak * norm')
+Weighted      weight's peak * peak                                weight's peak * norm
+Dot           norm * norm'                                        the same
+Matched       the same as the norm                                min(like's norm, sqrt(C) * like's peak)
 ============  ==================================================  ==================================================
 
 * AfterNorm: x_c = g_c * u_c / sqrt(mean(u^2) + eps), and sum u_c^2 <= C * (mean(u^2) + eps), so that
-  ||x||_2 <= max|g| * sqrt(C); no element exceeds the norm. GELU, SiLU and ReLU never grow a value.
+  ||x||_2 <= max|g| * sqrt(C); no element exceeds the norm. A layer norm subtracts the mean first, which only takes
+  from the mean square. GELU, SiLU and ReLU never grow a value.
 * Linear: Hoelder, |W_j . x| <= ||W_j||_1 * max|x|, and Cauchy-Schwarz over the t positions of a patch, whose squared
   norm is at most t * norm^2; ||W x||_2 <= ||W||_F * ||x||_2. A depthwise row reads one channel at t positions:
   sum_c (W_c . x_c)^2 <= max||W_c||_2^2 * sum_c ||x_c||_2^2. (sqrt(t) * peak * max||W_j||_2 is never below
-  peak * max||W_j||_1 there.)
+  peak * max||W_j||_1 there.) Where the rows run over inputs, a column's norm is at most ||W||_F and at most
+  sqrt(inputs) * max|W|. Both bound the sum of magnitudes, and so every partial sum, in whatever order it is made.
 * Sum: the triangle inequality. Pooled: a convex mix is never larger, by the convexity of |.| and ||.||_2.
+* Rotated: a pair (a, b) becomes (a cos - b sin, b cos + a sin), whose length is that of (a, b).
+* Matched: x * rms(like) / rms(x) has at most the root mean square of ``like``, and so its norm.
 
-The bounds hold for exact arithmetic; rounding may exceed them by a relative error of the order of the dtype's eps.
-Where a normed input feeds a 1x1 convolution this is ``sqrt(C) * max|g| * ||W_j||_2``, a little above
-``sqrt(C) * ||W_j * g||_2``, which needs both tensors at once.
+In ``exact`` arithmetic these are the real numbers. In ``float16`` arithmetic each result is enlarged by what rounding
+can add (:mod:`gemma_doctor.architectures.rounding`). Where a normed input feeds a 1x1 convolution the bound is
+``sqrt(C) * max|g| * ||W_j||_2``, a little above ``sqrt(C) * ||W_j * g||_2``, which needs both tensors at once.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
 
-from gemma_doctor.architectures.base import (
+from gemma_doctor.architectures.base import Conv
+from gemma_doctor.architectures.expressions import (
     AfterNorm,
-    Conv,
+    Dot,
+    Either,
     Input,
     Joined,
+    Leaf,
     Linear,
-    Pooled,
-    Repeated,
+    Matched,
+    Mixture,
+    Product,
+    Row,
     Scaled,
+    Shifted,
+    Step,
     Sum,
+    Times,
     Unbounded,
+    Weighted,
     Within,
 )
+from gemma_doctor.architectures.inequalities import (
+    Bound,
+    Proof,
+    Unproven,
+    UnprovenError,
+    euclidean,
+    largest_gain,
+    moved,
+    multiplied,
+    pair,
+    times,
+    usable,
+)
+from gemma_doctor.architectures.rounding import Arithmetic, growth
 from gemma_doctor.tensors import TensorStats
 
 __all__ = ["Bound", "Proof", "Prover", "Unproven", "bound", "output_bound"]
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A proved bound on an activation.
-
-    Attributes:
-        peak: No element is larger in magnitude.
-        norm: No position's vector over channels has a larger Euclidean norm.
-        why: What proves it, in a few words.
-    """
-
-    peak: float
-    norm: float
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unproven:
-    """Nothing can be said: the expression is unbounded, or a tensor that it needs cannot be used.
-
-    Attributes:
-        why: The reason, in a few words.
-    """
-
-    why: str
-
-
-Proof: TypeAlias = Bound | Unproven
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +100,11 @@ class Prover:
 
     Attributes:
         stats: Finished records by canonical name.
+        arithmetic: ``"exact"``, or ``"float16"`` for what a run in float16 can write, its roundings included.
     """
 
     stats: Mapping[str, TensorStats]
+    arithmetic: Arithmetic = "exact"
     _proved: dict[int, tuple[Input, Proof]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def bound(self, source: Input) -> Proof:
@@ -108,6 +118,18 @@ class Prover:
             known = self._proved[id(source)] = (source, self._prove(source))  # holding the object keeps its id taken
         return known[1]
 
+    def assume(self, source: Input, peak: float) -> None:
+        """Take a peak for granted that was measured, where it is below what is proved.
+
+        Args:
+            source: The expression.
+            peak: The peak. What is proved of the Euclidean norm stays.
+        """
+        proof = self.bound(source)
+        if isinstance(proof, Unproven) or peak < proof.peak:
+            norm = proof.norm if isinstance(proof, Bound) else math.inf
+            self._proved[id(source)] = (source, Bound(peak, norm, "the peak in the trace"))
+
     def output(self, conv: Conv, weight: TensorStats) -> Proof:
         """What bounds a convolution's output: its input's bound through its weight, plus its bias.
 
@@ -115,96 +137,139 @@ class Prover:
             conv: The convolution. Clear its ``bias`` where the checkpoint rightly lacks it.
             weight: Its weight's record.
         """
-        proof = self._through(self.bound(conv.source), "the weight", weight, conv.taps, depthwise=conv.depthwise)
-        if conv.bias is None or isinstance(proof, Unproven):
-            return proof
-        bias = self._tensor(conv.bias)
-        if isinstance(bias, Unproven):
-            return bias
-        shift = bias.absmax or 0.0
-        norm = proof.norm + _euclidean(bias)
-        return Bound(proof.peak + shift, norm, f"{proof.why}, plus a bias of at most {shift:.4g}")
+        linear = Linear("the weight", conv.source, conv.taps, conv.depthwise)
+        try:
+            proof = self._linear(linear, self._need(conv.source), usable(linear.weight, weight))
+            return proof if conv.bias is None else self._shifted(conv.bias, proof)
+        except UnprovenError as reason:
+            return Unproven(str(reason))
 
     def _prove(self, source: Input) -> Proof:
+        try:
+            proof = self._proof(source)
+        except UnprovenError as reason:
+            return Unproven(str(reason))
+        factor = growth(source, self.arithmetic)
+        return replace(proof, peak=proof.peak * factor, norm=proof.norm * factor)
+
+    def _proof(self, source: Input) -> Bound:
+        if isinstance(source, Leaf):
+            return self._leaf(source)
+        if isinstance(source, Step):
+            return self._step(source, self._need(source.source))
+        return self._mixture(source)
+
+    def _need(self, source: Input) -> Bound:
+        """The bound of a part.
+
+        Raises:
+            UnprovenError: If it has none.
+        """
+        proof = self.bound(source)
+        if isinstance(proof, Unproven):
+            raise UnprovenError(proof.why)
+        return proof
+
+    def _tensor(self, name: str) -> TensorStats:
+        """A tensor's record.
+
+        Raises:
+            UnprovenError: If it was not measured, or cannot be used.
+        """
+        stats = self.stats.get(name)
+        if stats is None:
+            raise UnprovenError(f"{name} was not measured")
+        return usable(name, stats)
+
+    def _leaf(self, source: Leaf) -> Bound:
         match source:
             case Within():
                 return Bound(source.limit, math.sqrt(source.channels) * source.limit, source.why)
             case AfterNorm():
                 return self._after_norm(source)
-            case Linear():
-                return self._linear(source)
+            case Row():
+                return self._row(source)
             case Unbounded():
-                return Unproven(source.why)
-            case _:
-                return self._prove_compound(source)
+                raise UnprovenError(source.why)
 
-    def _prove_compound(self, source: Scaled | Sum | Joined | Pooled | Repeated) -> Proof:
+    def _after_norm(self, source: AfterNorm) -> Bound:
+        root = math.sqrt(source.channels)
+        if source.gain is None:
+            return Bound(root, root, f"RMS norm without gain: sqrt({source.channels})")
+        largest, gain = largest_gain(self._tensor(source.gain), source), "|1 + w|" if source.plus_one else "|gain|"
+        reach = times(root, largest)
+        return Bound(reach, reach, f"RMS norm {source.gain}: sqrt({source.channels}) * max{gain} {largest:.4g}")
+
+    def _row(self, source: Row) -> Bound:
+        table = self._tensor(source.table)
+        peak, norm = table.absmax or 0.0, table.row_l2_max
+        if norm is None:
+            raise UnprovenError(f"{source.table} has no row norms")
+        why = f"embedding {source.table}: {source.scale:.4g} * max|e| {peak:.4g}"
+        return Bound(times(source.scale, peak), times(source.scale, norm), why)
+
+    def _step(self, source: Step, inner: Bound) -> Bound:
         match source:
+            case Linear():
+                return self._linear(source, inner, self._tensor(source.weight))
+            case Shifted():
+                return self._shifted(source.bias, inner)
             case Scaled():
-                return self._scaled(source)
-            case Sum() | Joined():
-                return self._many(source)
-            case Pooled():
-                return self.bound(source.source)
-            case Repeated():
-                return _repeated(self.bound(source.source), source.times)
+                largest = self._tensor(source.gain).absmax or 0.0
+                return multiplied(inner, largest, f"scaled by {source.gain}")
+            case Times():
+                return multiplied(inner, abs(source.factor), f"{source.factor:.4g} * ({inner.why})")
+            case _:
+                return moved(source, inner)
 
-    def _tensor(self, name: str) -> TensorStats | Unproven:
-        stats = self.stats.get(name)
-        return Unproven(f"{name} was not measured") if stats is None else _usable(name, stats)
-
-    def _after_norm(self, source: AfterNorm) -> Proof:
-        gain = self._tensor(source.gain)
-        if isinstance(gain, Unproven):
-            return gain
-        largest = gain.absmax or 0.0
-        reach = math.sqrt(source.channels) * largest
-        return Bound(reach, reach, f"RMS norm {source.gain}: sqrt({source.channels}) * max|gain| {largest:.4g}")
-
-    def _linear(self, source: Linear) -> Proof:
-        weight = self._tensor(source.weight)
-        if isinstance(weight, Unproven):
-            return weight
-        return self._through(self.bound(source.source), source.weight, weight, source.taps, depthwise=source.depthwise)
-
-    def _through(self, source: Proof, name: str, weight: TensorStats, taps: int, *, depthwise: bool) -> Proof:
-        if isinstance(source, Unproven):
-            return source
-        usable = _usable(name, weight)
-        if isinstance(usable, Unproven):
-            return usable
-        l1, l2 = weight.row_l1_max, weight.row_l2_max
+    def _linear(self, source: Linear, inner: Bound, weight: TensorStats) -> Bound:
+        l1, l2, all_l2 = weight.row_l1_max, weight.row_l2_max, euclidean(weight)
         if l1 is None or l2 is None:
-            return Unproven(f"{name} has no row norms")
-        patch = math.sqrt(taps) * source.norm
-        by_peak = _times(source.peak, l1)
-        if depthwise:
-            return Bound(by_peak, _times(patch, l2), f"max|x| {source.peak:.4g} * max||W_j||_1 {l1:.4g}")
-        by_norm = _times(patch, l2)
-        why = f"max|x| {source.peak:.4g} * max||W_j||_1 {l1:.4g}"
+            raise UnprovenError(f"{source.weight} has no row norms")
+        if source.inputs is not None:
+            column = min(all_l2, math.sqrt(source.inputs) * (weight.absmax or 0.0))
+            why = f"||x||_2 {inner.norm:.4g} * max column norm {column:.4g}"
+            return Bound(times(inner.norm, column), times(inner.norm, all_l2), why)
+        patch = math.sqrt(source.taps) * inner.norm
+        by_peak, by_norm = times(inner.peak, l1), times(patch, l2)
+        why = f"max|x| {inner.peak:.4g} * max||W_j||_1 {l1:.4g}"
+        if source.depthwise:
+            return Bound(by_peak, by_norm, why)
         if by_norm < by_peak:
-            why = f"sqrt({taps}) * ||x||_2 {source.norm:.4g} * max||W_j||_2 {l2:.4g}"
-        return Bound(min(by_peak, by_norm), _times(patch, _euclidean(weight)), why)
+            why = f"sqrt({source.taps}) * ||x||_2 {inner.norm:.4g} * max||W_j||_2 {l2:.4g}"
+        return Bound(min(by_peak, by_norm), times(patch, all_l2), why)
 
-    def _scaled(self, source: Scaled) -> Proof:
-        gain, inner = self._tensor(source.gain), self.bound(source.source)
-        if isinstance(gain, Unproven):
-            return gain
-        if isinstance(inner, Unproven):
-            return inner
-        largest = gain.absmax or 0.0
-        return Bound(_times(inner.peak, largest), _times(inner.norm, largest), f"scaled by {source.gain}")
+    def _shifted(self, bias: str, inner: Bound) -> Bound:
+        stats = self._tensor(bias)
+        shift = stats.absmax or 0.0
+        return Bound(
+            inner.peak + shift, inner.norm + euclidean(stats), f"{inner.why}, plus a bias of at most {shift:.4g}"
+        )
 
-    def _many(self, source: Sum | Joined) -> Proof:
-        parts = []
-        for part in source.terms if isinstance(source, Sum) else source.parts:
-            proof = self.bound(part)
-            if isinstance(proof, Unproven):
-                return proof
-            parts.append(proof)
-        if isinstance(source, Sum):
-            return Bound(sum(p.peak for p in parts), sum(p.norm for p in parts), "the sum of what its writers can add")
-        return Bound(max(p.peak for p in parts), math.hypot(*(p.norm for p in parts)), "several inputs side by side")
+    def _mixture(self, source: Mixture) -> Bound:
+        match source:
+            case Sum():
+                parts = [self._need(term) for term in source.terms]
+                peak, norm = sum(part.peak for part in parts), sum(part.norm for part in parts)
+                return Bound(peak, norm, "the sum of what its writers can add")
+            case Joined():
+                parts = [self._need(part) for part in source.parts]
+                norm = math.hypot(*(part.norm for part in parts))
+                return Bound(max(part.peak for part in parts), norm, "several inputs side by side")
+            case Either():
+                parts = [self._need(option) for option in source.options]
+                largest = max(parts, key=lambda part: part.peak)
+                return Bound(largest.peak, max(part.norm for part in parts), largest.why)
+            case Matched():
+                self._need(source.source)
+                like = self._need(source.like)
+                norm = min(like.norm, math.sqrt(source.channels) * like.peak)
+                return Bound(norm, norm, f"scaled to a norm of at most {norm:.4g}")
+            case Product() | Dot():
+                return pair(source, self._need(source.left), self._need(source.right))
+            case Weighted():
+                weight, inner = self._need(source.weight), self._need(source.source)
+                return multiplied(inner, weight.peak, f"a coefficient of at most {weight.peak:.4g} * ({inner.why})")
 
 
 def bound(source: Input, stats: Mapping[str, TensorStats]) -> Proof:
@@ -226,29 +291,3 @@ def output_bound(conv: Conv, weight: TensorStats, stats: Mapping[str, TensorStat
         stats: Finished records by canonical name.
     """
     return Prover(stats).output(conv, weight)
-
-
-def _repeated(proof: Proof, times: int) -> Proof:
-    if isinstance(proof, Unproven):
-        return proof
-    return Bound(proof.peak, math.sqrt(times) * proof.norm, f"{times} heads, each a mix of values: {proof.why}")
-
-
-def _usable(name: str, stats: TensorStats) -> TensorStats | Unproven:
-    """The record, if it bounds every element: a NaN or an infinity is in none of the maxima."""
-    if stats.nan or stats.inf:
-        return Unproven(f"{name} holds NaN or infinity")
-    return stats if stats.count else Unproven(f"{name} has no element")
-
-
-def _euclidean(stats: TensorStats) -> float:
-    """The Euclidean (Frobenius) norm of all elements; inf where their squares leave float64's range."""
-    try:
-        return math.inf if stats.squares is None else math.sqrt(stats.squares)
-    except OverflowError:
-        return math.inf
-
-
-def _times(a: float, b: float) -> float:
-    """Their product; 0 where one is 0, even if the other bound has left float64's range."""
-    return a * b if a and b else 0.0

@@ -77,10 +77,7 @@ class Section:
         Raises:
             IndexFileError: If the value is anything else.
         """
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-            self.refuse(key, value, f"a number from {least:g} to {most:g}")
-        return float(value)
+        return self._number(key, self._get(key, default), least, most)
 
     def flag(self, key: str, *, default: bool) -> bool:
         """A boolean.
@@ -128,6 +125,18 @@ class Section:
         if isinstance(value, (list, tuple)):
             return self.sized(key, tuple(value), length)
         return (self.extent(key, default),) * length
+
+    def numbers(self, key: str, default: tuple[float, ...], least: float, most: float) -> tuple[float, ...]:
+        """As many numbers within [least, most] as the default has: a list, or one number for all.
+
+        Raises:
+            IndexFileError: If the value is anything else.
+        """
+        value = self._get(key, default)
+        items = list(value) if isinstance(value, (list, tuple)) else [value] * len(default)
+        if len(items) != len(default):
+            self.refuse(key, value, f"a list of {len(default)} numbers")
+        return tuple(self._number(key, item, least, most) for item in items)
 
     def sized(self, key: str, default: tuple[int, ...], length: int) -> tuple[int, ...]:
         """A list of exactly ``length`` extents.
@@ -194,6 +203,11 @@ class Section:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             self.refuse(key, value, f"an integer from {least} to {most}")
         return value
+
+    def _number(self, key: str, value: object, least: float, most: float) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+            self.refuse(key, value, f"a number from {least:g} to {most:g}")
+        return float(value)
 
     def _list(self, key: str, value: object) -> list[Any]:
         if not isinstance(value, (list, tuple)):

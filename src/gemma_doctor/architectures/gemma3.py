@@ -6,11 +6,14 @@ so the defaults of those config classes are part of the declaration.
 
 from __future__ import annotations
 
-from gemma_doctor.architectures.base import Expected, Family, KeyLayout, Model
+from gemma_doctor.architectures.base import Expected, Family, KeyLayout, Model, Value
 from gemma_doctor.architectures.config import Section, config_dtype
+from gemma_doctor.architectures.expressions import AfterNorm, Input, Linear, Unbounded
+from gemma_doctor.architectures.gemma3_ranges import STREAM, Decoder, ranges
 from gemma_doctor.architectures.generic import guess_role
+from gemma_doctor.architectures.ledger import Ledger
 from gemma_doctor.architectures.pieces import Tensors, embedding, linear, rms_norm, tied_head
-from gemma_doctor.architectures.siglip import hidden_size, patch_conv, siglip
+from gemma_doctor.architectures.siglip import hidden_size, patch_conv, siglip, siglip_values
 
 __all__ = ["FAMILY"]
 
@@ -100,13 +103,35 @@ def _text_model(config: Section, prefix: str, layouts: tuple[KeyLayout, ...]) ->
     text = config.child("text_config") if "text_config" in config.values else config
     head = "lm_head" if prefix else None
     tensors, tied = _text(prefix, head, text, tied=_is_tied(config, text))
-    return Model("gemma3", guess_role, config_dtype(config, text), tensors, tied_head=tied, layouts=layouts)
+    classifier = _classifier(config)
+    values, rescalings = ranges(Decoder(prefix, text, None if classifier else head, tied is not None))
+    return Model(
+        family="gemma3",
+        role=guess_role,
+        dtype=config_dtype(config, text),
+        expected=tensors,
+        tied_head=tied,
+        layouts=layouts,
+        values=(*values, *classifier),
+        rescalings=rescalings,
+    )
 
 
 def _multimodal_model(config: Section) -> Model:
     text, vision = config.child("text_config"), config.child("vision_config")
-    tensors, tied = _text(_LANGUAGE, "language_model.lm_head", text, tied=_is_tied(config, text))
+    head = "language_model.lm_head"
+    tensors, tied = _text(_LANGUAGE, head, text, tied=_is_tied(config, text))
     tensors |= siglip(_TOWER, vision) | _projector(text, vision)
+    seen, image = _image_values(vision)
+    classifier = _classifier(config)
+    decoder = Decoder(
+        _LANGUAGE,
+        text,
+        None if classifier else head,
+        tied is not None,
+        (image, f"{_PROJECTOR}mm_input_projection_weight"),
+    )
+    values, rescalings = ranges(decoder)
     return Model(
         family="gemma3",
         role=guess_role,
@@ -115,7 +140,28 @@ def _multimodal_model(config: Section) -> Model:
         convs=patch_conv(_TOWER, vision),
         tied_head=tied,
         layouts=_MULTIMODAL_LAYOUTS,
+        values=(*seen, *values, *classifier),
+        rescalings=rescalings,
     )
+
+
+def _classifier(config: Section) -> tuple[Value, ...]:
+    """The head of a sequence classifier, in place of lm_head: nothing is declared about it."""
+    names = config.texts("architectures") or ()
+    if not any(name.endswith("ForSequenceClassification") for name in names):
+        return ()
+    return (Value("score", "linear", Unbounded("a classifier's head is not analysed"), module="score"),)
+
+
+def _image_values(vision: Section) -> tuple[tuple[Value, ...], Input]:
+    """What the encoder and the projector write, and what a soft token is made of."""
+    values, _ = siglip_values(_TOWER, vision)
+    ledger, channels, norm = Ledger(), hidden_size(vision), f"{_PROJECTOR}mm_soft_emb_norm"
+    ledger.norm(norm, channels, plus_one=True)
+    normed = AfterNorm(f"{norm}.weight", channels, plus_one=True)
+    soft = Linear(f"{_PROJECTOR}mm_input_projection_weight", normed, inputs=channels)
+    ledger.state(_PROJECTOR.removesuffix("."), STREAM, soft, module=_PROJECTOR.removesuffix("."))
+    return (*values, *ledger.values), soft
 
 
 def _is_tied(config: Section, text: Section) -> bool:

@@ -6,12 +6,17 @@ classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gemma_doctor.architectures import gemma3n_audio
-from gemma_doctor.architectures.base import Expected, Family, KeyLayout, Model, Need, SharedKV
+from gemma_doctor.architectures.base import Expected, Family, KeyLayout, Model, Need, SharedKV, Value
 from gemma_doctor.architectures.config import Section, config_dtype
+from gemma_doctor.architectures.expressions import AfterNorm, Either, Input, Row, Times, Unbounded
+from gemma_doctor.architectures.gemma3n_ranges import Decoder, ranges
 from gemma_doctor.architectures.generic import guess_role
+from gemma_doctor.architectures.ledger import Ledger
+from gemma_doctor.architectures.limits import SQUARE_LIMIT
 from gemma_doctor.architectures.mobilenetv5 import mobilenetv5
 from gemma_doctor.architectures.pieces import Tensors, embedding, linear, rms_norm, tied_head
 
@@ -100,8 +105,9 @@ def _multimodal_model(config: Section) -> Model | None:
     encoder = mobilenetv5("model.vision_tower.timm_model.", vision)
     if encoder is None:
         return None
-    model = _text_model("model.language_model.", config, config.child("text_config"))
     width = config.child("text_config").extent("hidden_size", 2048)
+    soft = AfterNorm(None, width)
+    model = _text_model("model.language_model.", config, config.child("text_config"), (soft,))
     towers = {
         **encoder.expected,
         **gemma3n_audio.audio_tower("model.audio_tower.", audio),
@@ -118,15 +124,32 @@ def _multimodal_model(config: Section) -> Model | None:
         tied_head=model.tied_head,
         pad_rows=model.pad_rows,
         layouts=_MULTIMODAL_LAYOUTS,
+        values=(*encoder.values, *_soft_values(vision, audio, encoder.output, width), *model.values),
+        rescalings=model.rescalings,
     )
 
 
-def _text_model(prefix: str, config: Section, text: Section) -> Model:
+def _soft_values(vision: Section, audio: Section, image: Input, width: int) -> tuple[Value, ...]:
+    """What turns the towers' outputs into soft tokens; the audio tower itself is not analysed."""
+    ledger, channels = Ledger(), vision.extent("hidden_size", 2048)
+    ledger.inner("model", "image features * sqrt(channels)", "other", Times(math.sqrt(channels), image))
+    ledger.module("model.audio_tower", "other", Unbounded("the audio tower is not analysed"))
+    for tower, size in (("embed_vision", channels), ("embed_audio", gemma3n_audio.hidden_size(audio))):
+        name = f"model.{tower}"
+        ledger.module(f"{name}.embedding", "embedding", Row(f"{name}.embedding.weight"))
+        normed = [ledger.norm(f"{name}.{kind}_embedding_norm", size) for kind in ("hard", "soft")]
+        ledger.linear(f"{name}.embedding_projection", Either(tuple(normed)))
+        ledger.values.append(Value(name, "norm", AfterNorm(None, width), SQUARE_LIMIT, module=name))
+    return tuple(ledger.values)
+
+
+def _text_model(prefix: str, config: Section, text: Section, soft: tuple[Input, ...] = ()) -> Model:
     shape = _shape(text)
     rows = text.extent("vocab_size", 262_400)
     known_rows = text.extent("vocab_size_per_layer_input", 262_144)
     table = f"{prefix}embed_tokens.weight"
     tied = config.flag("tie_word_embeddings", default=text.flag("tie_word_embeddings", default=True))
+    values, rescalings = ranges(Decoder(prefix, text, len(shape.inner), shape.donors, tied, soft))
     return Model(
         family="gemma3n",
         role=guess_role,
@@ -140,6 +163,8 @@ def _text_model(prefix: str, config: Section, text: Section) -> Model:
         # rows for image and audio tokens, which have tables of their own, are copies of the pad token's
         pad_rows={table: (known_rows, rows)} if known_rows < rows else {},
         layouts=_TEXT_LAYOUTS,
+        values=values,
+        rescalings=rescalings,
     )
 
 

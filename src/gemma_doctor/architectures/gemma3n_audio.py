@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gemma_doctor.architectures.base import AfterNorm, Conv, Expected, Linear, Norm, Unbounded, Within
+from gemma_doctor.architectures.base import Conv, Expected, Norm
 from gemma_doctor.architectures.config import Section
+from gemma_doctor.architectures.expressions import AfterNorm, Linear, Unbounded, Within
 from gemma_doctor.architectures.pieces import Tensors, linear, rms_norm
 
 __all__ = ["audio_convs", "audio_tower", "hidden_size"]

@@ -10,19 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from gemma_doctor.architectures.base import (
-    Absorber,
+from gemma_doctor.architectures.base import Absorber, Conv, Expected, Norm, Value
+from gemma_doctor.architectures.expressions import (
     AfterNorm,
-    Conv,
-    Expected,
+    Dot,
     Input,
     Linear,
-    Norm,
     Pooled,
     Repeated,
     Scaled,
+    Shifted,
+    Slice,
     Sum,
+    Times,
 )
+from gemma_doctor.architectures.limits import SQUARE_LIMIT
+from gemma_doctor.tensors import FP16_MAX
 
 __all__ = [
     "Attention",
@@ -42,6 +45,9 @@ _EPS = 1e-6
 """Of every norm in the encoder; timm's RmsNorm2d fixes it, and squares its input in the input's dtype."""
 
 _NORM = "RmsNormAct2d"
+
+STREAM = "the image encoder's residual stream"
+"""How messages call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +112,13 @@ class Part:
         expected: Its tensors.
         convs: Its convolutions.
         output: What bounds its output.
+        values: What it writes in a float16 run, in order.
     """
 
     expected: Mapping[str, Expected]
     convs: Mapping[str, Conv]
     output: Input
+    values: tuple[Value, ...] = ()
 
 
 def divisible(channels: float, divisor: int = 8) -> int:
@@ -123,7 +131,7 @@ def chain(parts: Sequence[Part]) -> Part:
     """The parts as one, with the last one's output."""
     expected = {name: tensor for part in parts for name, tensor in part.expected.items()}
     convs = {name: conv for part in parts for name, conv in part.convs.items()}
-    return Part(expected, convs, parts[-1].output)
+    return Part(expected, convs, parts[-1].output, tuple(value for part in parts for value in part.values))
 
 
 def stem(prefix: str, pixels: Input, kernel: Kernel) -> Part:
@@ -132,7 +140,9 @@ def stem(prefix: str, pixels: Input, kernel: Kernel) -> Part:
     weight, bias = f"{prefix}conv.weight", f"{prefix}conv.bias"
     biased = Expected((kernel.outputs,), "bias", kernel.module, "stem-bias")
     convs = {weight: replace(part.convs[weight], bias=bias)}
-    return Part({**part.expected, bias: biased}, convs, part.output)
+    first, *rest = part.values
+    shifted = replace(first, source=Shifted(bias, first.source))
+    return Part({**part.expected, bias: biased}, convs, part.output, (shifted, *rest))
 
 
 def block_part(prefix: str, block: Block, inputs: int, outputs: int, stream: Input) -> Part:
@@ -147,7 +157,9 @@ def block_part(prefix: str, block: Block, inputs: int, outputs: int, stream: Inp
     """
     part = _branch(prefix, block, inputs, outputs, stream)
     has_skip = inputs == outputs and block.stride == 1
-    return replace(part, output=Sum((stream, part.output))) if has_skip else part
+    output, name = Sum((stream, part.output)) if has_skip else part.output, prefix.removesuffix(".")
+    written = Value(name, "residual", output, FP16_MAX, STREAM, name)
+    return replace(part, output=output, values=(*part.values, written))
 
 
 def fusion(prefix: str, source: Input, inputs: int, outputs: int) -> Part:
@@ -156,7 +168,9 @@ def fusion(prefix: str, source: Input, inputs: int, outputs: int) -> Part:
     part = _inverted(f"{prefix}ffn.", block, inputs, outputs, source)
     gain = f"{prefix}norm.weight"
     norm = Expected((outputs,), "norm", "RmsNorm2d")
-    return Part({**part.expected, gain: norm}, part.convs, AfterNorm(gain, outputs))
+    normed, name = AfterNorm(gain, outputs), gain.removesuffix(".weight")
+    written = (_squared(name, Pooled(part.output)), Value(name, "norm", normed, module=name))
+    return Part({**part.expected, gain: norm}, part.convs, normed, (*part.values, *written))
 
 
 def _branch(prefix: str, block: Block, inputs: int, outputs: int, stream: Input) -> Part:
@@ -167,13 +181,21 @@ def _branch(prefix: str, block: Block, inputs: int, outputs: int, stream: Input)
         case Inverted():
             return _scaled(prefix, _inverted(prefix, block, inputs, outputs, stream), outputs)
         case Attention():
-            return _scaled(prefix, _attention(prefix, block, inputs, outputs), outputs)
+            part = _scaled(prefix, _attention(prefix, block, inputs, outputs), outputs)
+            return replace(part, values=(_squared(f"{prefix}norm", stream, STREAM), *part.values))
 
 
 def _scaled(prefix: str, part: Part, channels: int) -> Part:
     gamma = f"{prefix}layer_scale.gamma"
     scale = Expected((channels,), "other", "LayerScale2d")
-    return Part({**part.expected, gamma: scale}, part.convs, Scaled(gamma, part.output))
+    output, name = Scaled(gamma, part.output), gamma.removesuffix(".gamma")
+    values = (*part.values, Value(name, "other", output, module=name))
+    return Part({**part.expected, gamma: scale}, part.convs, output, values)
+
+
+def _squared(norm: str, source: Input, stream: str | None = None) -> Value:
+    """What a norm reads, and squares in its own dtype."""
+    return Value(f"{norm} (its input, squared)", "other", source, SQUARE_LIMIT, stream)
 
 
 def _normed(conv: str, norm: str, source: Input, kernel: Kernel, module: str = _NORM) -> Part:
@@ -182,16 +204,20 @@ def _normed(conv: str, norm: str, source: Input, kernel: Kernel, module: str = _
     weight, gain = f"{conv}.weight", f"{norm}.weight"
     convs = {weight: replace(part.convs[weight], norm=Norm(gain, _EPS, "input"))}
     expected = {**part.expected, gain: Expected((kernel.outputs,), "norm", module)}
-    return Part(expected, convs, AfterNorm(gain, kernel.outputs))
+    normed = AfterNorm(gain, kernel.outputs)
+    values = (replace(part.values[0], limit=SQUARE_LIMIT), Value(norm, "norm", normed, module=norm))
+    return Part(expected, convs, normed, values)
 
 
 def _plain(conv: str, source: Input, kernel: Kernel, absorber: Absorber | None = None) -> Part:
     """A convolution without a norm behind it."""
     weight, taps = f"{conv}.weight", kernel.size**2
+    output = Linear(weight, source, taps, kernel.depthwise)
     return Part(
         expected={weight: Expected(kernel.shape, "conv", kernel.module)},
         convs={weight: Conv(source, taps, kernel.depthwise, absorber=absorber)},
-        output=Linear(weight, source, taps, kernel.depthwise),
+        output=output,
+        values=(Value(conv, "conv", output, module=conv),),
     )
 
 
@@ -229,7 +255,9 @@ def _attention(prefix: str, block: Attention, inputs: int, outputs: int) -> Part
     """
     norm, attn, gamma = f"{prefix}norm.weight", f"{prefix}attn.", f"{prefix}layer_scale.gamma"
     normed = AfterNorm(norm, inputs)
-    first = Part({norm: Expected((inputs,), "norm", _NORM)}, {}, normed)
+    module = norm.removesuffix(".weight")
+    values = (Value(module, "norm", normed, module=module),)
+    first = Part({norm: Expected((inputs,), "norm", _NORM)}, {}, normed, values)
     queries = Kernel(block.heads * block.width, inputs)
     query = _plain(f"{attn}query.proj", normed, queries, Absorber(f"{attn}key.proj.weight", "dual"))
     key = _key_or_value(f"{attn}key.", block, inputs, normed, Absorber(f"{attn}query.proj.weight", "dual"))
@@ -237,7 +265,12 @@ def _attention(prefix: str, block: Attention, inputs: int, outputs: int) -> Part
     heads = Repeated(Pooled(value.output), block.heads)
     back = Kernel(outputs, block.heads * block.width)
     output = _plain(f"{attn}output.proj", heads, back, Absorber(gamma, "gain"))
-    return chain((first, query, key, value, output))
+    scores = Times(block.width**-0.5, Dot(Slice(query.output, block.width), key.output))
+    inner = (
+        Value(f"{prefix}attn (scores)", "scores", scores),
+        Value(f"{prefix}attn (mix of values)", "attention", heads),
+    )
+    return chain((first, query, key, replace(value, values=(*value.values, *inner)), output))
 
 
 def _key_or_value(prefix: str, block: Attention, inputs: int, source: Input, absorber: Absorber) -> Part:

@@ -6,8 +6,8 @@ reads and which norm reads it, are in :mod:`gemma_doctor.architectures.mobilenet
 
 from __future__ import annotations
 
-from gemma_doctor.architectures.base import Input, Joined, Pooled, Within
 from gemma_doctor.architectures.config import Section
+from gemma_doctor.architectures.expressions import Input, Joined, Pooled, Within
 from gemma_doctor.architectures.mobilenet_blocks import (
     Attention,
     Block,

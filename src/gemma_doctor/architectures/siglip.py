@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from gemma_doctor.architectures.base import Conv, Expected, Within
+from gemma_doctor.architectures.base import Conv, Expected, Value
 from gemma_doctor.architectures.config import Section
+from gemma_doctor.architectures.expressions import (
+    AfterNorm,
+    Dot,
+    Input,
+    Linear,
+    Pooled,
+    Repeated,
+    Row,
+    Shifted,
+    Slice,
+    Sum,
+    Unbounded,
+    Within,
+)
+from gemma_doctor.architectures.ledger import Ledger, activated
 from gemma_doctor.architectures.pieces import Tensors, embedding, layer_norm, linear
 
-__all__ = ["hidden_size", "patch_conv", "siglip"]
+__all__ = ["hidden_size", "patch_conv", "siglip", "siglip_values"]
+
+_STREAM = "the image encoder's residual stream"
 
 
 def hidden_size(config: Section) -> int:
@@ -37,6 +54,50 @@ def patch_conv(prefix: str, config: Section) -> dict[str, Conv]:
     taps = config.repeats("patch_size", 16) ** 2
     module = f"{prefix}embeddings.patch_embedding"
     return {f"{module}.weight": Conv(pixels, taps, depthwise=False, bias=f"{module}.bias")}
+
+
+def siglip_values(prefix: str, config: Section) -> tuple[tuple[Value, ...], Input]:
+    """What the tower writes in a float16 run, and what its output is made of.
+
+    Args:
+        prefix: What the names start with, such as ``"vision_tower.vision_model."``.
+        config: ``vision_config``.
+    """
+    ledger, width = Ledger(), hidden_size(config)
+    (weight, conv), *_ = patch_conv(prefix, config).items()
+    patches: Input = Linear(weight, conv.source, conv.taps)
+    patches = ledger.module(
+        weight.removesuffix(".weight"), "conv", Shifted(f"{prefix}embeddings.patch_embedding.bias", patches)
+    )
+    stream: Input = Sum((patches, Row(f"{prefix}embeddings.position_embedding.weight")))
+    stream = ledger.state(f"{prefix}embeddings", _STREAM, stream, module=f"{prefix}embeddings")
+    for layer in range(config.repeats("num_hidden_layers", 12)):
+        stream = _layer_values(ledger, config, f"{prefix}encoder.layers.{layer}", stream)
+    normed = _layer_norm(ledger, f"{prefix}post_layernorm", width)
+    if config.flag("vision_use_head", default=True):
+        ledger.module(f"{prefix}head", "other", Unbounded("the tower's pooling head is not analysed"))
+    return tuple(ledger.values), normed
+
+
+def _layer_values(ledger: Ledger, config: Section, name: str, stream: Input) -> Input:
+    width, attn = hidden_size(config), f"{name}.self_attn"
+    heads = config.repeats("num_attention_heads", 12)
+    channels = max(1, width // heads)
+    normed = _layer_norm(ledger, f"{name}.layer_norm1", width)
+    query, key, value = (ledger.linear(f"{attn}.{part}_proj", normed, bias=True) for part in "qkv")
+    ledger.inner(attn, "scores", "scores", Dot(Slice(query, channels), Slice(key, channels)))
+    mixed = ledger.inner(attn, "mix of values", "attention", Repeated(Pooled(Slice(value, channels)), heads))
+    written = ledger.linear(f"{attn}.out_proj", mixed, bias=True)
+    stream = ledger.state(f"{name} (after attention)", _STREAM, Sum((stream, written)))
+    normed = _layer_norm(ledger, f"{name}.layer_norm2", width)
+    inner = activated(config, "hidden_act", ledger.linear(f"{name}.mlp.fc1", normed, bias=True))
+    written = ledger.linear(f"{name}.mlp.fc2", inner, bias=True)
+    return ledger.state(name, _STREAM, Sum((stream, written)), module=name)
+
+
+def _layer_norm(ledger: Ledger, name: str, channels: int) -> Input:
+    """A layer norm's output: it subtracts the mean, divides by the deviation, and adds a bias behind its gain."""
+    return ledger.module(name, "norm", Shifted(f"{name}.bias", AfterNorm(f"{name}.weight", channels)))
 
 
 def _embeddings(prefix: str, config: Section, width: int) -> Tensors:

@@ -6,7 +6,6 @@ does not depend on the others, and results merge exactly (see ``TensorStats``), 
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from itertools import islice
 from typing import TypeAlias
 
 from gemma_doctor.checkpoint import Checkpoint, FileBytes
+from gemma_doctor.cores import cores
 from gemma_doctor.kernels.formats import why_unmeasured
 from gemma_doctor.kernels.geometry import Geometry
 from gemma_doctor.kernels.measure import measure
@@ -94,7 +94,7 @@ def survey(
     stats = {tensor.name: TensorStats() for tensor in wanted}
     if progress:
         progress.start(sum(tensor.nbytes for tensor in wanted))
-    threads = jobs or _cores()
+    threads = jobs or cores()
     with FileBytes(checkpoint) as files, ThreadPoolExecutor(threads) as pool:
         for unit, results in _in_order(pool, files, _units(wanted), ahead=4 * threads):
             for piece, part in zip(unit, results, strict=True):
@@ -151,10 +151,3 @@ def _measure(files: FileBytes, unit: Unit) -> list[TensorStats]:
 def _measure_piece(files: FileBytes, piece: _Piece) -> TensorStats:
     tensor = piece.tensor
     return measure(files.read(tensor.file, piece.start, piece.stop), tensor.dtype, tensor.shape, piece.first)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -28,8 +28,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gemma_doctor.examination import Examination
-from gemma_doctor.inspect.rule import Rule
 from gemma_doctor.records import Finding
+from gemma_doctor.rule import Rule
 
 __all__ = ["RULE"]
 

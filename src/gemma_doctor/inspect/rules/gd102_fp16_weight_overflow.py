@@ -30,8 +30,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gemma_doctor.examination import Examination
-from gemma_doctor.inspect.rule import Rule
 from gemma_doctor.records import Finding, Repair
+from gemma_doctor.rule import Rule
 from gemma_doctor.tensors import FP16_FIRST_INF, FP16_MAX
 
 __all__ = ["RULE"]

@@ -48,8 +48,8 @@ from gemma_doctor.architectures.base import Conv
 from gemma_doctor.architectures.bounds import Bound, Proof, Prover, Unproven
 from gemma_doctor.architectures.typical import REACH, row_spread
 from gemma_doctor.examination import Examination
-from gemma_doctor.inspect.rule import Rule
 from gemma_doctor.records import Finding, Repair, Scalar
+from gemma_doctor.rule import Rule
 from gemma_doctor.tensors import FP16_MAX, MeasuredTensor
 
 __all__ = ["RULE"]

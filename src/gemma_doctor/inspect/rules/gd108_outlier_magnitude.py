@@ -34,8 +34,8 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from gemma_doctor.examination import Examination
-from gemma_doctor.inspect.rule import Rule
 from gemma_doctor.records import Finding
+from gemma_doctor.rule import Rule
 from gemma_doctor.tensors import MeasuredTensor
 
 __all__ = ["RULE"]

@@ -32,8 +32,8 @@ from collections.abc import Iterator
 
 from gemma_doctor.architectures.loaders import SHARED_KV_USE
 from gemma_doctor.examination import Examination
-from gemma_doctor.inspect.rule import Rule
 from gemma_doctor.records import Finding, Repair
+from gemma_doctor.rule import Rule
 
 __all__ = ["RULE"]
 

@@ -33,8 +33,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from gemma_doctor.architectures.dtypes import FULL_FLOATS, cast, is_float
 from gemma_doctor.examination import Examination
-from gemma_doctor.inspect.rule import Rule
 from gemma_doctor.records import Finding
+from gemma_doctor.rule import Rule
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["RULE"]

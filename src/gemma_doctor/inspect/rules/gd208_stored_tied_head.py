@@ -31,8 +31,8 @@ from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
 from gemma_doctor.examination import Examination
-from gemma_doctor.inspect.rule import Rule
 from gemma_doctor.records import Finding, Repair
+from gemma_doctor.rule import Rule
 from gemma_doctor.tensors import MeasuredTensor
 
 __all__ = ["RULE"]

@@ -1,0 +1,160 @@
+"""What a float16 run of Gemma 3 writes, and how it can be rescaled (transformers 5.23, modeling_gemma3.py).
+
+Every norm computes in float32 and multiplies by 1 + w, so what it reads may be multiplied by a power of two without
+changing what it gives, but for its eps. The residual stream is read by norms only, and written by the embedding, the
+projector and the norms behind attention and feed-forward.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gemma_doctor.architectures.base import Reader, Rescaling, Value
+from gemma_doctor.architectures.config import Section
+from gemma_doctor.architectures.expressions import AfterNorm, Dot, Either, Input, Linear, Row, Sum, Times
+from gemma_doctor.architectures.ledger import Ledger, activated, logit_growth
+
+__all__ = ["STREAM", "Decoder", "ranges"]
+
+STREAM = "the residual stream"
+"""How messages call it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Where the text model lies, and what surrounds it.
+
+    Attributes:
+        prefix: What its tensors' names start with.
+        text: The text config.
+        head: Name of the head's module; None where it has none, or one that is not declared.
+        tied: Whether the head is the embedding.
+        images: What soft tokens of images are made of, and the name of the weight that writes them; None without.
+    """
+
+    prefix: str
+    text: Section
+    head: str | None
+    tied: bool
+    images: tuple[Input, str] | None = None
+
+    @property
+    def width(self) -> int:
+        """Channels of the residual stream."""
+        return self.text.extent("hidden_size", 2304)
+
+    @property
+    def eps(self) -> float:
+        """Of every norm."""
+        return self.text.number("rms_norm_eps", 1e-6, 0.0, 1.0)
+
+    @property
+    def table(self) -> str:
+        """The embedding."""
+        return f"{self.prefix}embed_tokens.weight"
+
+
+def ranges(decoder: Decoder) -> tuple[tuple[Value, ...], tuple[Rescaling, ...]]:
+    """Every value that the text model writes in float16, and everything in it that can be rescaled.
+
+    Args:
+        decoder: The text model.
+    """
+    ledger = Ledger()
+    inner: list[Rescaling] = []
+    words = ledger.state(
+        f"{decoder.prefix}embed_tokens",
+        STREAM,
+        Row(decoder.table, math.sqrt(decoder.width)),
+        module=f"{decoder.prefix}embed_tokens",
+    )
+    start = words if decoder.images is None else Either((words, decoder.images[0]))
+    stream: Input = start
+    for layer in range(decoder.text.repeats("num_hidden_layers", 26)):
+        stream = _layer(ledger, inner, decoder, f"{decoder.prefix}layers.{layer}", stream)
+    final = ledger.norm(f"{decoder.prefix}norm", decoder.width, plus_one=True)
+    if decoder.head is not None:
+        weight = decoder.table if decoder.tied else f"{decoder.head}.weight"
+        growth = logit_growth(decoder.text)
+        logits: Input = Linear(weight, final)
+        ledger.module(decoder.head, "linear", logits if growth <= 1 else Times(growth, logits))
+    return tuple(ledger.values), (_stream(decoder, ledger.values, start), *inner)
+
+
+def _layer(ledger: Ledger, inner: list[Rescaling], decoder: Decoder, name: str, stream: Input) -> Input:
+    ledger.norm(f"{name}.input_layernorm", decoder.width, plus_one=True)
+    _attention(ledger, inner, decoder, name)
+    written = ledger.norm(f"{name}.post_attention_layernorm", decoder.width, plus_one=True)
+    stream = ledger.state(f"{name} (after attention)", STREAM, Sum((stream, written)))
+    ledger.norm(f"{name}.pre_feedforward_layernorm", decoder.width, plus_one=True)
+    _feed_forward(ledger, inner, decoder, name)
+    written = ledger.norm(f"{name}.post_feedforward_layernorm", decoder.width, plus_one=True)
+    return ledger.state(name, STREAM, Sum((stream, written)), module=name)
+
+
+def _attention(ledger: Ledger, inner: list[Rescaling], decoder: Decoder, layer: str) -> None:
+    name, text = f"{layer}.self_attn", decoder.text
+    normed = AfterNorm(f"{layer}.input_layernorm.weight", decoder.width, plus_one=True)
+    bias, head = text.flag("attention_bias", default=False), text.extent("head_dim", 256)
+    query, key, value = (ledger.linear(f"{name}.{part}_proj", normed, bias=bias) for part in "qkv")
+    heads = {what: ledger.norm(f"{name}.{what[0]}_norm", head, plus_one=True) for what in ("query", "key")}
+    turned = [ledger.rotated(name, what, text, normed_head) for what, normed_head in heads.items()]
+    scaling = text.number("query_pre_attn_scalar", 256, 1e-6, 1e9) ** -0.5
+    mixed = ledger.attention(name, text, Times(max(1.0, scaling), Dot(turned[0], turned[1])), value)
+    output = ledger.linear(f"{name}.o_proj", mixed, bias=bias)
+    for part, source in (("q", query), ("k", key)):
+        reader = Reader(f"{name}.{part}_norm.weight", decoder.eps, source)
+        inner.append(_absorbed(f"{name}.{part}_proj", reader, bias=bias))
+    reader = Reader(f"{layer}.post_attention_layernorm.weight", decoder.eps, output)
+    mix, behind = f"{name} (mix of values)", f"{name}.o_proj"
+    inner.append(_absorbed(f"{name}.v_proj", reader, (mix,), behind, bias=bias))
+    inner.append(_absorbed(behind, reader, bias=bias))
+
+
+def _feed_forward(ledger: Ledger, inner: list[Rescaling], decoder: Decoder, layer: str) -> None:
+    name = f"{layer}.mlp"
+    normed = AfterNorm(f"{layer}.pre_feedforward_layernorm.weight", decoder.width, plus_one=True)
+    gate, up = (ledger.linear(f"{name}.{part}_proj", normed) for part in ("gate", "up"))
+    down = ledger.gated(name, activated(decoder.text, "hidden_activation", gate), up)
+    reader = Reader(f"{layer}.post_feedforward_layernorm.weight", decoder.eps, down)
+    product, behind = f"{name} (gate * up)", f"{name}.down_proj"
+    inner.append(_absorbed(f"{name}.up_proj", reader, (product,), behind))
+    inner.append(_absorbed(behind, reader))
+
+
+def _absorbed(
+    name: str, reader: Reader, written: tuple[str, ...] = (), behind: str | None = None, *, bias: bool = False
+) -> Rescaling:
+    """A weight whose factor a norm takes out.
+
+    Args:
+        name: The weight's module.
+        reader: The norm.
+        written: What shrinks with its output.
+        behind: The module between it and the norm that has a rescaling of its own.
+        bias: Whether both have biases, which shrink with them.
+    """
+    biases = tuple(f"{module}.bias" for module in (name, behind) if bias and module)
+    return Rescaling(
+        name, (f"{name}.weight", *biases), (), (name, *written), (reader,), behind=(behind,) if behind else ()
+    )
+
+
+def _stream(decoder: Decoder, values: list[Value], start: Input) -> Rescaling:
+    """The residual stream: its writers shrink, and the final norm makes up for a head that shrinks with them."""
+    layers = [f"{decoder.prefix}layers.{layer}." for layer in range(decoder.text.repeats("num_hidden_layers", 26))]
+    writers = [
+        f"{layer}{norm}.weight"
+        for layer in layers
+        for norm in ("post_attention_layernorm", "post_feedforward_layernorm")
+    ]
+    images = () if decoder.images is None else (decoder.images[1],)
+    written = [value.name for value in values if value.stream]
+    return Rescaling(
+        name=STREAM,
+        smaller=(decoder.table, *images, *writers),
+        larger=(f"{decoder.prefix}norm.weight",) if decoder.head is not None and decoder.tied else (),
+        values=(*written, *(name.rpartition(".")[0] for name in (*images, *writers))),
+        readers=(Reader(f"{layers[0]}input_layernorm.weight", decoder.eps, start),),
+    )

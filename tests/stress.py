@@ -1,0 +1,70 @@
+"""Weights that strain bounds: outliers, and vectors that line up so that the inequalities become equalities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from checkpoints import Array, Config, healthy
+
+from gemma_doctor.architectures import identify
+
+Weights = dict[str, Array]
+
+
+def random(config: Config, rng: np.random.Generator) -> Weights:
+    """Sound weights, each tensor as a whole on another scale, signs of gains mixed."""
+    tensors = healthy(config, int(rng.integers(2**31)))
+    return {name: np.float32(10 ** rng.uniform(-1, 1)) * array for name, array in tensors.items()}
+
+
+def outliers(config: Config, rng: np.random.Generator) -> Weights:
+    """One channel of every gain, one row of every matrix, a hundred times the others."""
+    tensors = healthy(config, int(rng.integers(2**31)))
+    for array in tensors.values():
+        array[int(rng.integers(len(array)))] *= np.float32(100)
+    return tensors
+
+
+def aligned(config: Config, rng: np.random.Generator) -> Weights:
+    """Every element of a tensor the same: all vectors point one way, and Cauchy-Schwarz is an equality."""
+    del rng
+    return {name: np.full(array.shape, _level(name), np.float32) for name, array in healthy(config).items()}
+
+
+def narrow(config: Config, rng: np.random.Generator) -> Weights:
+    """One channel carries everything: gains and rows are large there, and small elsewhere."""
+    tensors = healthy(config, int(rng.integers(2**31)))
+    for array in tensors.values():
+        array[..., 1:] *= np.float32(1e-3)
+        array[..., 0] += np.float32(3)
+    return tensors
+
+
+def _level(name: str) -> float:
+    return 2.0 if "norm" in name else 0.25
+
+
+RECIPES: Mapping[str, Callable[[Config, np.random.Generator], Weights]] = {
+    "random": random,
+    "outliers": outliers,
+    "aligned": aligned,
+    "narrow": narrow,
+}
+
+
+def stressed(config: Config, recipe: str, seed: int) -> dict[str, Any]:
+    """The weights of a recipe, every tensor that the architecture needs.
+
+    Args:
+        config: The model.
+        recipe: One of :data:`RECIPES`.
+        seed: Of its random numbers.
+    """
+    tensors = RECIPES[recipe](config, np.random.default_rng(seed))
+    assert tensors.keys() == {name for name, known in identify(config).expected.items() if known.need in _NEEDED}
+    return dict(tensors)
+
+
+_NEEDED = {"required", "stem-bias"}

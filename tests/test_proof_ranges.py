@@ -1,0 +1,110 @@
+"""No value that a real model writes exceeds its bound: whatever the weights, in float32, and in float16 with its slack.
+
+The models are transformers' and timm's own; every declared value is looked for in what they write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import (
+    tiny_gemma3_config,
+    tiny_gemma3_multimodal_config,
+    tiny_gemma3n_config,
+    tiny_gemma3n_text_config,
+)
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from networks import stats_of
+from stress import RECIPES, stressed
+from written import exact_bounds, run
+
+from gemma_doctor.architectures import Model, identify
+from gemma_doctor.architectures.ranges import analyse
+from gemma_doctor.tensors import MeasuredTensor, TensorInfo
+
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "gemma3": tiny_gemma3_config(),
+    "gemma3, biases and soft caps": {
+        **tiny_gemma3_config(),
+        "attention_bias": True,
+        "final_logit_softcapping": 0.5,
+        "query_pre_attn_scalar": 1,
+    },
+    "gemma3-multimodal": tiny_gemma3_multimodal_config(),
+    "gemma3n-text": {**tiny_gemma3n_text_config(), "activation_sparsity_pattern": [0.95, 0.5, 0.2, 0.0, 0.0, 0.0]},
+}
+ENCODER = tiny_gemma3n_config()
+ROUNDING = 1 + 1e-4  # of a float32 run
+
+STEADY = settings(
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a model's weights shrink to nothing simpler
+)
+FLOAT16_MODELS = ("gemma3", "gemma3-multimodal", "gemma3n-text")
+
+
+def float16_bounds(model: Model, tensors: Mapping[str, Any]) -> dict[str, float]:
+    """What is proved of a run in float16, by name."""
+    measured = {
+        name: MeasuredTensor(
+            TensorInfo(name, "F32", array.shape, "", 0, array.nbytes), stats_of(np.asarray(array, np.float64)), "other"
+        )
+        for name, array in tensors.items()
+    }
+    return {item.value.name: item.bound for item in analyse(model, measured).values if item.bound is not None}
+
+
+def beyond(peaks: Mapping[str, float], bounds: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """The values that exceed their bound."""
+    return {name: (peaks[name], bound) for name, bound in bounds.items() if name in peaks and not peaks[name] <= bound}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_declared_value_is_written_by_the_real_model(family: str) -> None:
+    config = CONFIGS[family]
+    peaks = run(config, stressed(config, "random", 0), torch.float32)
+    model = identify(config)
+    missing = {value.name for value in model.values} - peaks.keys()
+    assert missing <= {"model (first stream, squared)"}  # a layer's output once more
+    assert exact_bounds(model, stressed(config, "random", 0)).keys() == {value.name for value in model.values}
+
+
+@settings(STEADY, max_examples=40)
+@given(st.sampled_from(sorted(CONFIGS)), st.sampled_from(sorted(RECIPES)), st.integers(0, 2**16))
+def test_no_value_of_a_float32_run_exceeds_its_bound(family: str, recipe: str, seed: int) -> None:
+    config = CONFIGS[family]
+    tensors = stressed(config, recipe, seed)
+    bounds = exact_bounds(identify(config), tensors)
+    peaks = run(config, tensors, torch.float32)
+    assert beyond(peaks, {name: bound * ROUNDING for name, bound in bounds.items()}) == {}
+
+
+@settings(STEADY, max_examples=16)
+@given(st.sampled_from(FLOAT16_MODELS), st.sampled_from(sorted(RECIPES)), st.integers(0, 2**16))
+def test_no_value_of_a_float16_run_exceeds_its_bound_before_the_first_overflow(
+    family: str, recipe: str, seed: int
+) -> None:
+    """What is proved safe is finite and within its bound, as long as all before it is."""
+    config = CONFIGS[family]
+    tensors = stressed(config, recipe, seed)
+    model = identify(config)
+    peaks, bounds = run(config, tensors, torch.float16), float16_bounds(model, tensors)
+    for value in model.values:
+        if bounds[value.name] >= value.limit:
+            break
+        assert value.name not in peaks or peaks[value.name] <= bounds[value.name]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_value_of_the_image_encoder_exceeds_its_bound(recipe: str) -> None:
+    tensors = stressed(ENCODER, recipe, 1)
+    model = identify(ENCODER)
+    peaks, bounds = run(ENCODER, tensors, torch.float32), exact_bounds(model, tensors)
+    encoder = {value.name for value in model.values if "vision" in value.name}
+    assert len(encoder - peaks.keys()) == len([name for name in encoder if "squared" in name])
+    assert beyond(peaks, {name: bound * ROUNDING for name, bound in bounds.items()}) == {}
