@@ -12,10 +12,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["E2B_CONFIG", "e2b", "many_small", "one_gigabyte"]
+__all__ = ["E2B_CONFIG", "config_of", "e2b", "many_small", "one_gigabyte"]
 
 _ARCHITECTURES = Path(__file__).parents[1] / "tests" / "data" / "architectures.json.xz"
-_E2B: dict[str, Any] = json.loads(lzma.decompress(_ARCHITECTURES.read_bytes()))["models"]["gemma-3n-E2B"]
+_MODELS: dict[str, Any] = json.loads(lzma.decompress(_ARCHITECTURES.read_bytes()))["models"]
+_E2B: dict[str, Any] = _MODELS["gemma-3n-E2B"]
 
 E2B_CONFIG: dict[str, Any] = _E2B["config"]
 """The ``config.json`` of Gemma 3n E2B."""
@@ -27,6 +28,12 @@ POOL = 1 << 24
 ITEMSIZE = {"BF16": 2, "F32": 4, "F16": 2, "F8_E4M3": 1}
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+
+def config_of(model: str) -> dict[str, Any]:
+    """The ``config.json`` of a model, such as ``"gemma-3-4b"``."""
+    config: dict[str, Any] = _MODELS[model]["config"]
+    return config
 
 
 def e2b(folder: Path, config: Mapping[str, Any], prefix: str = "") -> Path:

@@ -1,19 +1,23 @@
-"""The registry: every rule of the folder, found by id, name and prefix, with a whole page."""
+"""The catalog: every rule of both folders, found by id, name and prefix, with a whole page."""
 
 from __future__ import annotations
 
 import re
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_doctor import catalog, doctor
+from gemma_doctor.catalog import RULES, AnyRule, find_rule, page, select
 from gemma_doctor.errors import UsageError
-from gemma_doctor.inspect import registry, rules
-from gemma_doctor.inspect.registry import RULES, find_rule, page, select
-from gemma_doctor.inspect.rule import Rule
+from gemma_doctor.inspect import registry as scanning
+from gemma_doctor.inspect import rules as scan_rules
+from gemma_doctor.verify import registry as verifying
+from gemma_doctor.verify import rules as verify_rules
 
 CONTRACT = {
     "GD001": ("unreadable-shard", "error"),
@@ -38,6 +42,12 @@ CONTRACT = {
     "GD208": ("stored-tied-head", "error"),
     "GD209": ("stale-key-layout", "warning"),
     "GD210": ("missing-stem-bias", "warning"),
+    "GD301": ("fp16-residual-overflow-risk", "warning"),
+    "GD401": ("fp16-forward-overflow", "error"),
+    "GD402": ("fp16-backward-overflow", "error"),
+    "GD403": ("fp16-silent-saturation", "error"),
+    "GD404": ("fp16-output-drift", "warning"),
+    "GD405": ("fp16-loss-scale-window", "warning"),
 }
 """Id -> name and gravest severity, as published."""
 
@@ -55,15 +65,16 @@ def test_rules_are_those_of_the_contract() -> None:
     assert [rule.id for rule in RULES] == sorted(CONTRACT)
 
 
-def test_rules_are_those_of_the_folder() -> None:
-    folder = Path(rules.__path__[0])
+@pytest.mark.parametrize(("room", "own"), [(scan_rules, scanning.RULES), (verify_rules, verifying.RULES)])
+def test_rules_are_those_of_the_folder(room: ModuleType, own: tuple[AnyRule, ...]) -> None:
+    folder = Path(room.__path__[0])
     modules = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-    assert modules == [f"{rule.id.lower()}_{rule.name.replace('-', '_')}" for rule in RULES]
-    assert tuple(import_module(f"{rules.__name__}.{module}").RULE for module in modules) == RULES
+    assert modules == [f"{rule.id.lower()}_{rule.name.replace('-', '_')}" for rule in own]
+    assert tuple(import_module(f"{room.__name__}.{module}").RULE for module in modules) == own
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
-def test_a_page_has_a_title_and_all_its_sections_filled(rule: Rule) -> None:
+def test_a_page_has_a_title_and_all_its_sections_filled(rule: AnyRule) -> None:
     title, *parts = re.split(r"^## (.+)$", page(rule), flags=re.MULTILINE)
     assert title.startswith(f"# {rule.id} {rule.name}: ")
     assert parts[::2] == SECTIONS
@@ -99,7 +110,7 @@ def test_the_longest_prefix_wins() -> None:
     assert ids(["GD1"], ["GD10"]) == []
     assert ids(["GD1"], ["GD101", "GD102", "GD103"]) == ["GD104", "GD105", "GD106", "GD107", "GD108"]
     assert ids(["GD101"], ["GD1"]) == ["GD101"]
-    assert ids([], ["GD0", "GD1"]) == [rule for rule in CONTRACT if rule.startswith("GD2")]
+    assert ids([], ["GD0", "GD1"]) == [rule for rule in CONTRACT if rule.startswith(("GD2", "GD3", "GD4"))]
     assert ids(["ALL", "GD104"], ["GD"]) == ["GD104"]
 
 
@@ -113,7 +124,7 @@ def test_selection_ignores_case() -> None:
 
 @given(st.lists(prefixes), st.lists(prefixes))
 def test_a_selection_obeys_each_rules_longest_prefix(chosen: list[str], ignored: list[str]) -> None:
-    def longest(words: list[str], rule: Rule) -> int:
+    def longest(words: list[str], rule: AnyRule) -> int:
         return max((len(word) for word in words if word != "ALL" and rule.id.startswith(word)), default=-1)
 
     for rule in RULES:
@@ -131,4 +142,9 @@ def test_an_unknown_prefix_is_a_usage_error(word: str, where: str) -> None:
 
 def test_an_unknown_prefix_gets_a_proposal() -> None:
     with pytest.raises(UsageError, match=r"did you mean .*GD101"):
-        registry.select(["GD1O1"])
+        catalog.select(["GD1O1"])
+
+
+def test_a_selection_without_a_rule_of_the_command_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="GD4 selects no rule from GD001"):
+        doctor.scan("nowhere", doctor.Options(select=("GD4",)))

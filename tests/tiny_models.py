@@ -12,19 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
-try:
-    import torchvision  # noqa: F401  # timm needs its transforms, which are plain Python
-except RuntimeError:
-    # The Python Package Index has torchvision for torch with CUDA only. Its compiled part does not load beside a torch
-    # for CPUs, and then registering the shapes of these two operators, which nobody here calls, fails its import.
-    _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
-    for _name in ("nms", "qnms"):
-        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
+import torchvision_operators  # noqa: F401  # before whatever imports torchvision
 import transformers
 from timm.layers.fast_norm import rms_norm2d
+from torch import nn
 
 torch.set_grad_enabled(False)  # nothing is trained here
 torch.set_num_threads(1)  # these models are so small that threads mostly wait for each other

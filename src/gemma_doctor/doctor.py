@@ -5,27 +5,46 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
-from gemma_doctor.architectures import Model, detect_layout, identify, output_limit
+from gemma_doctor import catalog
+from gemma_doctor.architectures import detect_layout, identify
+from gemma_doctor.architectures.ranges import ASSUMPTIONS
+from gemma_doctor.catalog import AnyRule
 from gemma_doctor.checkpoint import Checkpoint, open_checkpoint, sha256
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.errors import ChangedError, UsageError
-from gemma_doctor.examination import Examination
-from gemma_doctor.inspect import registry
+from gemma_doctor.examination import Examination, assemble
+from gemma_doctor.inspect import registry as scanning
 from gemma_doctor.inspect.suppression import Suppressions, set_aside
 from gemma_doctor.inspect.survey import survey
 from gemma_doctor.plans import Applied, Plan
-from gemma_doctor.records import SEVERITIES, Coverage, FailOn, Loader, Progress, Report, Skipped, Source, TargetDtype
-from gemma_doctor.repair.apply import apply
-from gemma_doctor.repair.calibration import Calibration
-from gemma_doctor.repair.planner import make_plan
-from gemma_doctor.tensors import MeasuredTensor, TensorInfo, TensorStats
+from gemma_doctor.records import (
+    Coverage,
+    FailOn,
+    Loader,
+    Progress,
+    Proof,
+    Report,
+    Skipped,
+    Source,
+    TargetDtype,
+    failing,
+)
+from gemma_doctor.repair.applying.apply import apply
+from gemma_doctor.repair.evidence.calibration import Calibration
+from gemma_doctor.repair.planning.planner import make_plan
+from gemma_doctor.tensors import TensorStats
+from gemma_doctor.verify import registry as verifying
+from gemma_doctor.verify.evidence import Evidence
+from gemma_doctor.verify.measures import Measures
 from gemma_doctor.version import __version__
 
-__all__ = ["Options", "Progress", "exit_code", "plan", "repair", "scan"]
+__all__ = ["Options", "Progress", "exit_code", "plan", "repair", "scan", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +94,7 @@ def scan(source: str | os.PathLike[str], options: Options | None = None, progres
     """
     options = options or Options()
     started = time.perf_counter()
-    rules = registry.select(options.select, options.ignore)
+    rules = _chosen(scanning.RULES, options)
     checkpoint = open_checkpoint(source)
     chosen = [tensor for tensor in checkpoint.tensors.values() if options.chooses(tensor.name)]
     unreachable = list(_unreachable(checkpoint, options))
@@ -101,9 +120,18 @@ def scan(source: str | os.PathLike[str], options: Options | None = None, progres
         findings=parted.kept,
         suppressed=parted.suppressed,
         remarks=parted.remarks,
+        proof=_proof(examination),
         tensors=tuple(examination.tensors.values()),
         seconds=time.perf_counter() - started,
     )
+
+
+def _proof(examination: Examination) -> Proof | None:
+    """How many values of a float16 run are proved to fit, if the whole checkpoint was examined for float16."""
+    if examination.target_dtype != "float16" or not examination.selected or not examination.model.values:
+        return None
+    analysis = examination.ranges()
+    return Proof(len(analysis.values), analysis.safe, ASSUMPTIONS)
 
 
 def plan(
@@ -178,6 +206,84 @@ def repair(  # noqa: PLR0913  # two nouns and a place; the rest has defaults and
     return apply(plan, checkpoint, Path(output), link=link, force=force, progress=progress)
 
 
+def verify(
+    source: str | os.PathLike[str],
+    measures: Measures | None = None,
+    options: Options | None = None,
+    *,
+    against: str | os.PathLike[str] | None = None,
+) -> Report:
+    """Runs a checkpoint in float16, forward and backward, and watches every operation.
+
+    It needs the extra ``verify``: torch and transformers.
+
+    Args:
+        source: A checkpoint folder that transformers loads.
+        measures: How to run it.
+        options: Which rules to apply, and what the user has set aside.
+        against: Another checkpoint, whose logits in float32 are compared with this one's.
+
+    Returns:
+        The report. Its ``verification`` says what was run; its coverage counts runs, one for each kind of input.
+
+    Raises:
+        UsageError: If the model or the input cannot be run as asked, or torch is not installed.
+        CheckpointError: If a file cannot be read, or transformers cannot load it.
+    """
+    options, measures = options or Options(), measures or Measures()
+    started = time.perf_counter()
+    rules = _chosen(verifying.RULES, options)
+    checkpoint = open_checkpoint(source)
+    other = None if against is None else open_checkpoint(against)
+    verified = _harness().verify(checkpoint, measures, other)
+    model = identify(checkpoint.config)
+    layout = detect_layout(model, checkpoint.tensors)
+    on_disk = {model.canonical(name, layout): name for name in checkpoint.tensors}
+    evidence = Evidence(verified.verification, model, on_disk, checkpoint.tensors)
+    parted = set_aside(
+        [finding for rule in rules for finding in rule.check(evidence)],
+        options.suppressions,
+        content_hash=lambda name: sha256(checkpoint, checkpoint.tensors[name]),
+        judged=lambda rule, _: any(rule == r.id for r in rules),
+    )
+    return Report(
+        version=__version__,
+        source=Source(checkpoint.uri, None, checkpoint.format, model.family, checkpoint.files),
+        target_dtype="float16",
+        loader="transformers",
+        coverage=Coverage(verified.asked, verified.asked - len(verified.skipped), verified.skipped),
+        findings=parted.kept,
+        suppressed=parted.suppressed,
+        remarks=parted.remarks,
+        tensors=(),
+        activations=verified.activations,
+        verification=verified.verification,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _chosen(own: tuple[AnyRule, ...], options: Options) -> tuple[AnyRule, ...]:
+    """The rules of one command that are switched on."""
+    switched_on = catalog.select(options.select, options.ignore)
+    chosen = tuple(rule for rule in own if rule in switched_on)
+    if switched_on and not chosen:
+        wanted = ", ".join(options.select)
+        raise UsageError(f"{wanted} selects no rule from {own[0].id} to {own[-1].id}, which are those of this command")
+    return chosen
+
+
+def _harness() -> ModuleType:
+    """The room that needs torch.
+
+    Raises:
+        UsageError: If it is not installed.
+    """
+    try:
+        return import_module("gemma_doctor.verify.harness")
+    except ModuleNotFoundError as error:
+        raise UsageError(f"verify needs {error.name}: pip install 'gemma-doctor[verify]'") from error
+
+
 def _refuse_incomplete(report: Report) -> None:
     """What was not measured may be sick, and a plan would pass it over in silence."""
     if report.complete:
@@ -216,10 +322,7 @@ def exit_code(report: Report, fail_on: FailOn = "error") -> int:
     """
     if not report.complete:
         return 2
-    if fail_on == "never":
-        return 0
-    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
-    return int(any(report.count(severity) for severity in grave))
+    return int(any(map(report.count, failing(fail_on))))
 
 
 def _examination(
@@ -231,41 +334,17 @@ def _examination(
     whole: bool,
 ) -> Examination:
     """Everything that is known once the tensors are measured."""
-    model = identify(checkpoint.config)
-    layout = detect_layout(model, checkpoint.tensors)
-    on_disk = {model.canonical(name, layout): name for name in checkpoint.tensors}
-    tensors = {
-        name: _measured(checkpoint.tensors[name], part, model, model.canonical(name, layout))
-        for name, part in stats.items()
-    }
-    return Examination(
-        checkpoint=checkpoint,
-        tensors=tensors,
-        model=model,
-        layout=layout,
-        on_disk=on_disk,
-        selected=whole and not checkpoint.partial,
-        target_dtype=target_dtype,
-        loader=loader,
-        tied_head_equal=_tied_head_equal(checkpoint, model, on_disk, tensors),
-    )
+    known = assemble(checkpoint, stats, target_dtype, loader, whole=whole)
+    return replace(known, tied_head_equal=_tied_head_equal(known))
 
 
-def _measured(info: TensorInfo, stats: TensorStats, model: Model, canonical: str) -> MeasuredTensor:
-    known = model.expected.get(canonical)
-    role = known.role if known else model.role(info)
-    return MeasuredTensor(info, stats, role, output_limit(model, canonical, role))
-
-
-def _tied_head_equal(
-    checkpoint: Checkpoint, model: Model, on_disk: Mapping[str, str], tensors: Mapping[str, MeasuredTensor]
-) -> bool | None:
+def _tied_head_equal(known: Examination) -> bool | None:
     """Whether a stored head holds the bytes of the embedding that it is tied to; None where that cannot be said."""
-    if model.tied_head is None:
+    if known.model.tied_head is None:
         return None
-    head, embedding = (tensors.get(on_disk.get(name, "")) for name in model.tied_head)
+    head, embedding = map(known.measured, known.model.tied_head)
     if head is None or embedding is None or head.info.dtype != embedding.info.dtype:
         return None
     if head.info.shape != embedding.info.shape or head.stats != embedding.stats:
         return False
-    return sha256(checkpoint, head.info) == sha256(checkpoint, embedding.info)
+    return sha256(known.checkpoint, head.info) == sha256(known.checkpoint, embedding.info)

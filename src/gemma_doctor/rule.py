@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from gemma_doctor.examination import Examination
 from gemma_doctor.records import Fault, FileInfo, Finding, Repair, Scalar, Severity
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["Rule"]
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+Subject_contra = TypeVar("Subject_contra", contravariant=True)
+"""What a rule judges: the examination of a checkpoint, or of a run."""
+
+
+@dataclass(frozen=True)  # without slots: they do not go with Generic before Python 3.11
+class Rule(Generic[Subject_contra]):
     """One rule: its identity and its check. The module's docstring is its page.
 
     Attributes:
@@ -26,7 +30,7 @@ class Rule:
     id: str
     name: str
     severity: Severity
-    check: Callable[[Examination], Iterator[Finding]]
+    check: Callable[[Subject_contra], Iterator[Finding]]
 
     def finding(
         self,

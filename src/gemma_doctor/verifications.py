@@ -136,6 +136,8 @@ class ModuleDrift:
         error: ||y16 - y|| / ||y|| over all elements (Frobenius norms); None where it is not finite.
         bfloat16_error: The same for a bfloat16 run of the same inputs; None without one.
         collapsed: Share of positions (vectors along the channels) that are zero in float16 and not in the reference.
+        mean_square_min: Least mean square over the channels at any position of the reference's output; None where it
+            has none.
     """
 
     module: str
@@ -146,6 +148,7 @@ class ModuleDrift:
     error: float | None
     bfloat16_error: float | None = None
     collapsed: float = 0.0
+    mean_square_min: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +213,7 @@ class Run:
         reference_loss: Loss of the reference.
         drift: Logits against the reference's; None without one.
         bfloat16_drift: The same for a bfloat16 run.
+        against_drift: The reference's logits against those of the other checkpoint's reference.
         modules: Each module's output against the reference's, in the order of execution.
         first_failure: The operation that failed first; None where none did.
         loss_scales: The search for a loss scale; None without a backward pass.
@@ -223,6 +227,7 @@ class Run:
     reference_loss: float | None = None
     drift: Drift | None = None
     bfloat16_drift: Drift | None = None
+    against_drift: Drift | None = None
     modules: tuple[ModuleDrift, ...] = ()
     first_failure: FailingOp | None = None
     loss_scales: LossScales | None = None

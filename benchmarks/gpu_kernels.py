@@ -1,0 +1,306 @@
+"""What the kernels for GPUs cost: ``PYTHONPATH=src python benchmarks/gpu_kernels.py [--side 768] [--batch 4]``.
+
+Needs one CUDA GPU, torch, triton and timm; builds its models with random weights and downloads nothing. First it
+compares the Triton kernels with plain torch on the same GPU, and fails if they differ; then it prints a table. TF32 is
+off, as a T4 has none. Medians of CUDA events, entrants in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from table import Row, markdown
+
+from gemma_doctor.kernels import guard
+from gemma_doctor.kernels.guards import norms_fused, norms_torch
+from gemma_doctor.kernels.guards.norms_torch import Form, Operands
+from gemma_doctor.kernels.outputs import launch
+from gemma_doctor.kernels.outputs_torch import enqueue, read
+
+GPU = torch.device("cuda")
+MIB = 1 << 20
+SIZES = (16 * MIB, 128 * MIB, 2048 * MIB)
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+MAPS = ((64, 384), (128, 192), (256, 96), (640, 48), (1280, 24), (2560, 48), (2048, 16))
+"""Channels and side of the norms' inputs in the encoder at 768 pixels, or nearly."""
+
+
+def main() -> None:
+    """Compare, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=768, help="height and width of the images")
+    parser.add_argument("--batch", type=int, default=4, help="images")
+    parser.add_argument("--rounds", type=int, default=9, help="runs of each entrant")
+    options = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", file=sys.stderr)
+    statistics_agree()
+    norms_agree()
+    rows: list[Row] = []
+    for row in figures(options.side, options.batch, options.rounds):
+        print(f"{row.what}: {row.ours}; {row.beside}; {row.ratio}", file=sys.stderr)
+        rows.append(row)
+    print(markdown(rows))
+
+
+def figures(side: int, batch: int, rounds: int) -> Iterator[Row]:
+    """All rows."""
+    yield from of_statistics(rounds)
+    yield from of_many_small(rounds)
+    yield from of_norms(batch, rounds)
+    yield from of_the_encoder(side, batch, rounds)
+
+
+def race(entrants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each entrant on the GPU; they run in turns, after two runs that do not count."""
+    times: dict[str, list[float]] = {name: [] for name in entrants}
+    for turn in range(rounds + 2):
+        for name, run in entrants.items():
+            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize()
+            start.record()
+            run()
+            stop.record()
+            torch.cuda.synchronize()
+            if turn > 1:
+                times[name].append(start.elapsed_time(stop) / 1000)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+# Do they agree?
+
+
+def statistics_agree() -> None:
+    """The Triton statistics against torch's reductions and the CPU's loops, without waiting for the GPU in between."""
+    bits = torch.arange(1 << 16, dtype=torch.int32)
+    every = [bits.to(torch.int16).view(dtype).to(GPU) for dtype in (torch.float16, torch.bfloat16)]
+    random = torch.Generator(GPU).manual_seed(0)
+    drawn = torch.randint(-(2**31), 2**31 - 1, (100_003,), device=GPU, dtype=torch.int64, generator=random)
+    every.append(drawn.to(torch.int32).view(torch.float32))
+    wide = [torch.randn(size, device=GPU, generator=random) for size in (1, 7, 4096, 70_001, 5_000_001)]
+    tensors = [*every, *(x.to(dtype)[skip:] for x in wide for dtype in HALVES.values() for skip in (0, 1))]
+    tensors += [
+        torch.full((9000,), 1e-30, device=GPU),
+        torch.zeros(5, device=GPU),
+        torch.randn(99, device=GPU).double(),
+    ]
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    launched = launch(tensors)
+    torch.cuda.set_sync_debug_mode("default")
+    plain = read(enqueue(tensors), [tensor.numel() for tensor in tensors])
+    counted = launch([tensor.cpu() for tensor in tensors]).stats()
+    names = ("count", "nan", "inf", "zeros", "fp16_overflow", "fp16_subnormal", "fp16_underflow", "minimum", "maximum")
+    for index, (found, *others) in enumerate(zip(launched.stats(), plain, counted, strict=True)):
+        for other in others:
+            for name in names:
+                if getattr(found, name) != getattr(other, name):
+                    raise SystemExit(f"tensor {index}: {name} {getattr(found, name)} is not {getattr(other, name)}")
+            sums = [float(stats.squares) if stats.squares is not None else None for stats in (found, other)]
+            if sums[0] is None or sums[1] is None or abs(sums[0] - sums[1]) > 2.0**-17 * abs(sums[1]):
+                raise SystemExit(f"tensor {index}: squares {sums[0]} are not {sums[1]}")
+    print(f"statistics: {len(tensors)} tensors agree", file=sys.stderr)
+
+
+def norms_agree() -> None:
+    """The Triton norms against plain torch, forward and backward."""
+    worst = 0.0
+    for channels, side in (*MAPS, (13, 5)):
+        for dtype in (torch.float16, torch.bfloat16):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                x = (torch.randn((2, channels, side, side), device=GPU) * 100).to(dtype).to(memory_format=layout)
+                weight = torch.randn(channels, device=GPU).to(dtype)
+                scale = 2.0 ** torch.randint(0, 6, (channels,), device=GPU).float()
+                form, operands = Form(1e-6, 1, dtype, gelu=True), Operands(x, weight, scale)
+                grad = torch.randn_like(x)
+                results = []
+                for way in (norms_fused, norms_torch):
+                    y, inverse = way.forward(operands, form)
+                    results.append((y, *way.backward(grad, operands, inverse, form, frozen=False)))
+                for mine, theirs in zip(*results, strict=True):
+                    error = float((mine.float() - theirs.float()).norm() / theirs.float().norm())
+                    worst = max(worst, error / torch.finfo(dtype).eps)
+    if not worst < 1.0:
+        raise SystemExit(f"the fused norms differ from torch's by {worst} units in the last place")
+    print(f"norms: agree within {worst:.2f} of the dtype's eps (as a whole)", file=sys.stderr)
+
+
+# Statistics
+
+
+def of_statistics(rounds: int) -> Iterator[Row]:
+    """One tensor against a copy of it, in bytes that move."""
+    for name, dtype in HALVES.items():
+        for nbytes in SIZES:
+            x = torch.randn(nbytes // dtype.itemsize, device=GPU, dtype=dtype)
+            y = torch.empty_like(x)
+            seconds = race(
+                {
+                    "ours": partial(launch, [x]),
+                    "copy": partial(y.copy_, x),
+                    "norm": partial(torch.linalg.vector_norm, x, float("inf")),
+                },
+                rounds,
+            )
+            speed, copied = nbytes / seconds["ours"], 2 * nbytes / seconds["copy"]
+            yield Row(
+                f"statistics of one {name} tensor, {nbytes // MIB} MiB",
+                f"{speed / 1e9:,.0f} GB/s",
+                f"copy {copied / 1e9:,.0f} GB/s, `vector_norm(inf)` {nbytes / seconds['norm'] / 1e9:,.0f}",
+                speed / copied,
+                ">= 0.9" if nbytes > SIZES[0] else "",
+                speed / copied >= 0.9 if nbytes > SIZES[0] else None,
+            )
+
+
+def of_many_small(rounds: int) -> Iterator[Row]:
+    """4,096 small tensors in one launch, against as many calls of a reduction, and against 256 of them."""
+    tensors = [torch.randn(2048, device=GPU, dtype=torch.bfloat16) for _ in range(4096)]
+    seconds = race(
+        {
+            "ours": lambda: launch(tensors),
+            "few": lambda: launch(tensors[:256]),
+            "foreach": lambda: torch._foreach_norm(tensors, float("inf")),  # noqa: SLF001  # torch has no public one
+            "one by one": lambda: [torch.linalg.vector_norm(x, float("inf")) for x in tensors],
+        },
+        rounds,
+    )
+    yield Row(
+        "statistics of 4,096 tensors of 4 KiB, one launch (with the host's part)",
+        f"{seconds['ours'] * 1e3:.2f} ms",
+        f"`_foreach_norm` {seconds['foreach'] * 1e3:.2f} ms, one by one {seconds['one by one'] * 1e3:.2f} ms, "
+        f"256 of them {seconds['few'] * 1e3:.2f} ms",
+        seconds["ours"] / seconds["one by one"],
+        "",
+        None,
+    )
+
+
+# Norms
+
+
+def of_norms(batch: int, rounds: int) -> Iterator[Row]:
+    """The fused norm with GELU against timm's, and its bytes against a copy's."""
+    from timm.layers import RmsNormAct2d  # noqa: PLC0415  # after the statistics, which do without
+
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for channels, side in MAPS:
+            norm = (
+                RmsNormAct2d(channels, act_layer="gelu_tanh").to(GPU, torch.float16).requires_grad_(requires_grad=False)
+            )
+            x = torch.randn((batch, channels, side, side), device=GPU, dtype=torch.float16).to(memory_format=layout)
+            guarded = copy.deepcopy(norm)
+            guard(guarded)
+            y = torch.empty_like(x)
+            with torch.no_grad():
+                entrants = {"ours": partial(guarded, x), "timm": partial(norm, x), "copy": partial(y.copy_, x)}
+                seconds = race(entrants, rounds)
+            yield Row(
+                f"norm and GELU, {batch}x{channels}x{side}x{side}, {str(layout).removeprefix('torch.')}",
+                f"{seconds['ours'] * 1e6:,.0f} us",
+                f"copy {seconds['copy'] * 1e6:,.0f} us, timm {seconds['timm'] * 1e6:,.0f} us",
+                seconds["copy"] / seconds["ours"],
+                ">= 0.8",
+                seconds["copy"] / seconds["ours"] >= 0.8,
+            )
+
+
+# The encoder
+
+
+def of_the_encoder(side: int, batch: int, rounds: int) -> Iterator[Row]:
+    """Gemma 3n's image encoder: plain, guarded, upcast the published way, in float32, compiled."""
+    import timm  # noqa: PLC0415  # after the statistics, which do without
+
+    half = timm.create_model("mobilenetv5_300m_enc", pretrained=False).to(GPU, torch.float16).eval()
+    x = torch.randn((batch, 3, side, side), device=GPU, dtype=torch.float16)
+    guarded = copy.deepcopy(half)
+    print(guard(guarded), file=sys.stderr)
+    models: dict[str, tuple[Any, torch.Tensor]] = {
+        "plain": (half, x),
+        "guarded": (guarded, x),
+        "upcast": (upcast(copy.deepcopy(half)), x),
+        "float32": (copy.deepcopy(half).float(), x.float()),
+        "plain compiled": (torch.compile(half), x),
+        "guarded compiled": (torch.compile(guarded), x),
+    }
+    for backward in (False, True):
+        yield from _encoder_rows(models, rounds, backward=backward)
+
+
+def _encoder_rows(models: dict[str, tuple[Any, torch.Tensor]], rounds: int, *, backward: bool) -> Iterator[Row]:
+    def run(name: str) -> None:
+        model, x = models[name]
+        with torch.set_grad_enabled(backward):
+            result = model(x.clone().requires_grad_(backward))
+            if backward:
+                result.float().mean().backward()
+                model.zero_grad()
+
+    peaks = {}
+    for name in models:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run(name)
+        torch.cuda.reset_peak_memory_stats()
+        run(name)
+        peaks[name] = torch.cuda.max_memory_allocated() - before
+    seconds = race({name: partial(run, name) for name in models}, rounds)
+    part = "forward and backward" if backward else "forward"
+    for peer, target in (
+        ("plain", 0.7 if backward else 0.6),
+        ("upcast", None if backward else 0.35),
+        ("float32", None),
+    ):
+        ratio = seconds["guarded"] / seconds[peer]
+        yield Row(
+            f"encoder, {part}, against {peer}",
+            f"{seconds['guarded'] * 1e3:.2f} ms",
+            f"{seconds[peer] * 1e3:.2f} ms",
+            ratio,
+            "" if target is None else f"<= {target}",
+            None if target is None else ratio <= target,
+        )
+    yield Row(
+        f"encoder, {part}, guarded compiled against plain compiled",
+        f"{seconds['guarded compiled'] * 1e3:.2f} ms",
+        f"{seconds['plain compiled'] * 1e3:.2f} ms",
+        seconds["guarded compiled"] / seconds["plain compiled"],
+        "",
+        None,
+    )
+    memory = peaks["guarded"] / peaks["plain"]
+    yield Row(
+        f"encoder, {part}, peak memory beyond the weights",
+        f"{peaks['guarded'] / MIB:,.0f} MiB",
+        f"{peaks['plain'] / MIB:,.0f} MiB",
+        memory,
+        "<= 1.02",
+        memory <= 1.02,
+    )
+
+
+def upcast(model: Any) -> Any:  # noqa: ANN401  # a class of timm
+    """The published way: the convolutions inside ConvNormAct in float32, weights and inputs cast on the fly."""
+    for module in model.modules():
+        if type(module).__name__ == "ConvNormAct":
+            module.conv.forward = _upcast_forward(module.conv)
+    return model
+
+
+def _upcast_forward(conv: Any) -> Callable[[torch.Tensor], torch.Tensor]:  # noqa: ANN401  # a class of timm
+    from gemma_doctor.kernels.guards.convolutions import in_float32  # noqa: PLC0415  # the same operations
+
+    return lambda x: in_float32(conv, x).to(x.dtype)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""What tracing costs on a GPU: a float16 training step of real-size Gemma 3n E2B, plain, traced, and hooked.
+
+Usage: python benchmarks/gpu_trace.py [--json FILE]
+
+Prints a Markdown table: the step as it is, the same with every operation measured, and with a hook on every module that
+asks for isinf of its output and waits for the answer, as scripts do (forward only: hooks see nothing of the backward
+pass). Times are medians of three after one that warms up; weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_models import build
+from inputs import E2B_CONFIG
+from torch import nn
+
+from gemma_doctor.checkpoint import open_checkpoint
+from gemma_doctor.verify.bench import Bench
+from gemma_doctor.verify.inputs import Batch, batch
+from gemma_doctor.verify.loading import read_config
+from gemma_doctor.verify.machine import without_tf32
+from gemma_doctor.verify.measures import Measures, Request
+from gemma_doctor.verify.places import Places
+from gemma_doctor.verify.tracing import Trace
+
+LOSS_SCALE = 1024.0
+DEVICE = torch.device("cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: seconds, bytes, outputs."""
+
+    what: str
+    plain: float
+    traced: float
+    hooked_forward: float
+    plain_forward: float
+    traced_forward: float
+    outputs: int
+    plain_peak: int
+    traced_peak: int
+
+    def cells(self) -> str:
+        """The line."""
+        times = (self.plain, self.traced, self.plain_forward, self.traced_forward, self.hooked_forward)
+        milliseconds = " | ".join(f"{1000 * seconds:,.0f}" for seconds in times)
+        return (
+            f"| {self.what} | {self.outputs:,} | {milliseconds} | {self.traced / self.plain:.2f} | "
+            f"{self.traced_forward / self.plain_forward:.2f} | {self.hooked_forward / self.plain_forward:.2f} | "
+            f"{self.plain_peak / 1e9:.1f} | {self.traced_peak / 1e9:.1f} |"
+        )
+
+
+HEADER = """\
+| float16 step | outputs | plain ms | traced ms | forward ms | traced forward ms | hooked forward ms | \
+traced / plain | forward: traced / plain | forward: hooked / plain | peak GB | traced peak GB |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--scratch", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch, without_tf32(0):
+        folder = build(Path(scratch) / "e2b", E2B_CONFIG, lambda _, values: values)
+        rows = list(_rows(folder))
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n\n{HEADER}")
+    for row in rows:
+        print(row.cells())
+    if arguments.json:
+        arguments.json.write_text(json.dumps([{key: getattr(row, key) for key in row.__slots__} for row in rows]))
+
+
+def _rows(folder: Path) -> Iterator[Row]:
+    subject = read_config(open_checkpoint(folder))
+    bench = Bench(Measures(device="cuda"), DEVICE, 0)
+    with bench.model(subject, torch.float16) as model:
+        for tokens in (512, 2048, 4096):
+            with _survive(f"text, {tokens} tokens"):
+                yield _row(f"text, {tokens:,} tokens", model, _step(bench, model, subject, "text", tokens))
+        with _survive("image"):
+            yield _row("text of 64 tokens and a 768 px image", model, _step(bench, model, subject, "image", 64))
+        with _survive("encoder"):
+            yield _row("image encoder, 4 images of 768 px", model, _encoder(model))
+
+
+@contextmanager
+def _survive(what: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        print(f"{what}: {str(error).splitlines()[0]}")
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+Forward = Callable[[], torch.Tensor]
+
+
+def _step(bench: Bench, model: nn.Module, subject: Any, modality: Any, tokens: int) -> Forward:  # noqa: ANN401
+    inputs: Batch = batch(subject, modality, Request(length=tokens, side=768))
+    return lambda: bench.run(model, inputs, torch.float16).loss
+
+
+def _encoder(model: Any) -> Forward:  # noqa: ANN401  # a class of transformers
+    tower = model.model.vision_tower.timm_model
+    pixels = torch.rand((4, 3, 768, 768), device=DEVICE, dtype=torch.float16)
+    return lambda: tower.forward_features(pixels).float().square().mean()
+
+
+def _row(what: str, model: nn.Module, forward: Forward) -> Row:
+    places = Places.of(model)
+    outputs = 0
+
+    def plain() -> None:
+        (forward() * LOSS_SCALE).backward()
+        model.zero_grad(set_to_none=True)
+
+    def traced() -> None:
+        nonlocal outputs
+        with places.watching(), (trace := Trace(places)):
+            plain()
+        outputs = len(trace.events())
+
+    def traced_forward() -> None:
+        with places.watching(), torch.no_grad(), (trace := Trace(places)):
+            forward()
+        trace.events()
+
+    def plain_forward() -> None:
+        with torch.no_grad():
+            forward()
+
+    def hooked_forward() -> None:
+        with _hooks(model), torch.no_grad():
+            forward()
+
+    times: dict[str, float] = {}
+    peaks: dict[str, int] = {}
+    for run in (plain, traced, plain_forward, traced_forward, hooked_forward):
+        times[run.__name__], peaks[run.__name__] = _measured(run)
+    return Row(what, **times, outputs=outputs, plain_peak=peaks["plain"], traced_peak=peaks["traced"])
+
+
+@contextmanager
+def _hooks(model: nn.Module) -> Iterator[None]:
+    """On every module a hook that asks for isinf of its output, and waits for the answer."""
+
+    def hook(_module: nn.Module, _args: object, output: object) -> None:
+        for tensor in output if isinstance(output, tuple) else (output,):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                tensor.isinf().any().item()
+
+    handles = [module.register_forward_hook(hook) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _measured(run: Callable[[], None]) -> tuple[float, int]:
+    """Median of three in seconds, and the largest memory in bytes."""
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times), torch.cuda.max_memory_allocated()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""``gemma-doctor verify``."""
+# ruff: noqa: PLC0415  # what is heavy is imported when it is needed
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gemma_doctor.cli.frame import OUTPUT, RUNNING, WHAT, Words, choice, option
+from gemma_doctor.cli.options import (
+    BaselineFile,
+    ConfigFile,
+    FailOnChoice,
+    Ignore,
+    Quiet,
+    Select,
+    SourceName,
+    Wanted,
+    settings_for,
+)
+from gemma_doctor.cli.running import spelled
+from gemma_doctor.errors import UsageError
+from gemma_doctor.records import FAIL_ON
+from gemma_doctor.reports.documents import STDOUT, check_target, draw, write
+from gemma_doctor.verifications import MODALITIES, MODES, Modality, Mode
+from gemma_doctor.verify.measures import DEVICES, REFERENCES, Device, Measures, Reference, Request
+
+if TYPE_CHECKING:
+    from gemma_doctor.records import Report
+
+__all__ = ["EPILOG", "command"]
+
+EPILOG = """Examples:
+
+\b
+  gemma-doctor verify gemma-3n-E2B-it/
+  gemma-doctor verify gemma-3-4b-it/ --modality text --seq-len 2048 --memory-limit 16
+  gemma-doctor verify mended/ --against gemma-3n-E2B-it/ --json report.json
+  gemma-doctor verify gemma-3n-E2B-it/ --no-backward --trace trace.json
+  gemma-doctor repair gemma-3n-E2B-it/ --output mended --calibration trace.json
+
+It needs torch and transformers: pip install 'gemma-doctor[verify]'. Code of a checkpoint is never run, and
+nothing is fetched.
+
+Exit codes: 0 sound, 1 findings at or above --fail-on, 2 could not tell: bad usage, a model that cannot be
+loaded, or an input that could not be run or judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the model is given."""
+
+    modality: Annotated[Words, option(WHAT, "|".join(MODALITIES), "Run this input only. Repeatable. Default: all.")] = (
+        None
+    )
+    text: Annotated[Path | None, option(WHAT, "FILE", "Your own text, UTF-8.")] = None
+    image: Annotated[Path | None, option(WHAT, "FILE", "Your own picture.")] = None
+    audio: Annotated[Path | None, option(WHAT, "FILE", "Your own sound: WAV, 16 bits, 16 kHz.")] = None
+    seq_len: Annotated[int, option(WHAT, "N", "Tokens of text in a sequence. Default: 128.", min=1)] = 128
+    batch: Annotated[int, option(WHAT, "N", "Sequences in a batch. Default: 1.", min=1)] = 1
+    image_size: Annotated[
+        int | None, option(WHAT, "PX", "Height and width of pictures. Default: the checkpoint's.", min=32)
+    ] = None
+    seed: Annotated[int, option(WHAT, "N", "For whatever is random. Default: 0.")] = 0
+
+    def request(self) -> Request:
+        """The same for the harness."""
+        return Request(
+            length=self.seq_len,
+            size=self.batch,
+            seed=self.seed,
+            text=self.text,
+            image=self.image,
+            audio=self.audio,
+            side=self.image_size,
+        )
+
+    def modalities(self) -> tuple[Modality, ...]:
+        """The kinds of input that were asked for.
+
+        Raises:
+            UsageError: If one is unknown.
+        """
+        unknown = set(self.modality or ()) - set(MODALITIES)
+        if unknown:
+            raise UsageError(f"--modality {min(unknown)} is unknown; it is one of {', '.join(MODALITIES)}")
+        return tuple(known for known in MODALITIES if known in (self.modality or ()))
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How the model is run."""
+
+    device: Annotated[Device, choice(RUNNING, DEVICES, "Where to run.")] = DEVICES[0]
+    mode: Annotated[Mode, choice(RUNNING, MODES, "float16 weights, or float32 weights under autocast.")] = MODES[0]
+    no_backward: Annotated[bool, option(RUNNING, None, "Run forward only.", "--no-backward")] = False
+    loss_scale: Annotated[str, option(RUNNING, "auto|N", "The only loss scale to try. Default: auto, a search.")] = (
+        "auto"
+    )
+    gradient_checkpointing: Annotated[
+        bool,
+        option(RUNNING, None, "Compute layers again in the backward pass (non-reentrant).", "--gradient-checkpointing"),
+    ] = False
+    reference: Annotated[Reference, choice(RUNNING, REFERENCES, "What float16 is compared with.")] = REFERENCES[0]
+    against: Annotated[
+        str | None, option(RUNNING, "SOURCE", "Compare float32 logits with those of this checkpoint, too.")
+    ] = None
+    memory_limit: Annotated[
+        float | None, option(RUNNING, "GIB", "Memory that tensors may take on a GPU; 16 imitates a T4.", min=0.1)
+    ] = None
+    guard: Annotated[
+        bool, option(RUNNING, None, "Run with the float16-safe kernels instead of rewriting weights.", "--guard")
+    ] = False
+
+    def scale(self) -> float | None:
+        """The loss scale that was asked for; None for a search.
+
+        Raises:
+            UsageError: If it is no positive number.
+        """
+        if self.loss_scale == "auto":
+            return None
+        try:
+            scale = float(self.loss_scale)
+        except ValueError:
+            scale = 0.0
+        if not 0 < scale < float("inf"):
+            raise UsageError(f"--loss-scale {self.loss_scale} is neither auto nor a positive number")
+        return scale
+
+    def measures(self, inputs: Inputs) -> Measures:
+        """Everything for the harness."""
+        return Measures(
+            device=self.device,
+            mode=self.mode,
+            backward=not self.no_backward,
+            modalities=inputs.modalities(),
+            reference=self.reference,
+            loss_scale=self.scale(),
+            memory_limit=self.memory_limit,
+            guard=self.guard,
+            checkpointing=self.gradient_checkpointing,
+            request=inputs.request(),
+        )
+
+
+def command(  # noqa: PLR0913  # typer reads the options from the signature
+    source: SourceName,
+    *,
+    inputs: Inputs,
+    manner: Manner,
+    select: Select = None,
+    ignore: Ignore = None,
+    fail_on: FailOnChoice = None,
+    config: ConfigFile = None,
+    baseline: BaselineFile = None,
+    trace: Annotated[
+        str | None, option(OUTPUT, "TRACE.json", "Write what the reference measured, for repair --calibration.")
+    ] = None,
+    json: Annotated[str | None, option(OUTPUT, "PATH", "Write the report as JSON; - is standard output.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run float16 forward and backward; confirm there are no infs, or name the first op that fails.
+
+    Every operation is watched, and compared with a float32 run of the same inputs.
+    """
+    for target in (trace, json):
+        check_target(target)
+    if trace is not None and manner.reference == "none":
+        raise UsageError("--trace writes what the reference measured: leave out --reference none")
+    measures = manner.measures(inputs)
+    chosen = settings_for(source, config)
+    options = Wanted(select=select, ignore=ignore, baseline=baseline).options(chosen)
+    from gemma_doctor import doctor
+
+    report = doctor.verify(source, measures, options, against=manner.against)
+    if trace is not None:
+        from gemma_doctor.reports.trace_file import to_trace
+
+        write(trace, to_trace(report))
+    _show(report, source, json, quiet=quiet)
+    raise typer.Exit(doctor.exit_code(report, fail_on or chosen.fail_on or FAIL_ON[0]))
+
+
+def _show(report: Report, source: str, json: str | None, *, quiet: bool) -> None:
+    """Write the report to where it was asked for, and to standard output unless a document goes there."""
+    from gemma_doctor.reports import machine, terminal
+
+    if json is not None:
+        write(json, machine.to_json(report))
+    if json == STDOUT:
+        return
+    if quiet:
+        draw(lambda console: terminal.render_brief(report, console))
+    else:
+        draw(lambda console: terminal.render(report, console, _next(report, source)))
+
+
+def _next(report: Report, source: str) -> tuple[tuple[str, str], ...]:
+    """What to do next, and what each command is for."""
+    if not report.findings:
+        return ()
+    rule = (spelled("rule", report.findings[0].rule), "what it means and how to mend it")
+    mends = dict.fromkeys(finding.repair.pass_name for finding in report.findings if finding.repair)
+    calibrated: list[Any] = [
+        (spelled("verify", source, "--no-backward", "--trace", "trace.json"), "measure what the repair is to fit"),
+        (
+            spelled("repair", source, "--output", "mended", "--calibration", "trace.json"),
+            f"mend it ({', '.join(mends)})",
+        ),
+    ]
+    return (rule, *(calibrated if mends else ()))

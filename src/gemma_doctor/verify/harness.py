@@ -1,0 +1,132 @@
+"""The straight line of a verification: reference, bfloat16, float16; each loaded, run and let go before the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gemma_doctor.checkpoint import Checkpoint
+from gemma_doctor.errors import UsageError
+from gemma_doctor.kernels.guards.guarding import guard
+from gemma_doctor.records import Skipped
+from gemma_doctor.verifications import Activation, Modality, Run, Verification
+from gemma_doctor.verify import machine, reference
+from gemma_doctor.verify.bench import Bench
+from gemma_doctor.verify.drift import drift
+from gemma_doctor.verify.float16 import Candidate
+from gemma_doctor.verify.inputs import Batch, batch
+from gemma_doctor.verify.loading import Subject, read_config
+from gemma_doctor.verify.measures import Measures
+from gemma_doctor.verify.reference import Bfloat16, Reference
+
+__all__ = ["Verified", "verify"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What came of it.
+
+    Attributes:
+        verification: The runs.
+        activations: Every operation's outputs, merged by place.
+        asked: Runs that should have been: one for each kind of input.
+        skipped: Those that could not be run or judged, and why.
+    """
+
+    verification: Verification
+    activations: tuple[Activation, ...]
+    asked: int
+    skipped: tuple[Skipped, ...]
+
+
+def verify(checkpoint: Checkpoint, measures: Measures, against: Checkpoint | None = None) -> Verified:
+    """Run a checkpoint in float16, forward and backward, beside its float32 reference.
+
+    Args:
+        checkpoint: A folder that transformers loads.
+        measures: How.
+        against: Another checkpoint, whose logits in float32 are compared with this one's.
+
+    Raises:
+        UsageError: If the model or the input cannot be run as asked.
+        CheckpointError: If transformers cannot load it.
+    """
+    subject = read_config(checkpoint)
+    numel = sum(tensor.numel for tensor in checkpoint.tensors.values())
+    bench = Bench(measures, machine.find(measures.device), numel)
+    batches, skipped = _batches(subject, measures)
+    true: dict[Modality, Reference] = {}
+    beside: dict[Modality, Bfloat16] = {}
+    other: dict[Modality, Tensor] = {}
+    with machine.without_tf32(measures.request.seed), machine.limited(bench.device, measures.memory_limit):
+        if measures.reference == "float32":
+            true = reference.references(bench, subject, batches)
+            beside = reference.bfloat16(bench, subject, batches, true)
+            other = reference.logits(bench, read_config(against), batches) if against else {}
+        runs, activations = _float16(bench, subject, batches, true, beside)
+        used = machine.peak_memory(bench.device)
+    runs = [
+        replace(run, against_drift=drift(other[run.modality], true[run.modality].logits)) if other else run
+        for run in runs
+    ]
+    verification = Verification(
+        device=machine.name(bench.device),
+        mode=measures.mode,
+        backward=measures.backward,
+        guarded=measures.guard,
+        runs=tuple(runs),
+        imitated=machine.imitated(bench.device, measures.memory_limit),
+        not_imitated=machine.not_imitated(bench.device),
+        against=against.uri if against else None,
+        peak_memory=used,
+    )
+    return Verified(verification, tuple(activations), len(batches) + len(skipped), (*skipped, *_unjudged(true)))
+
+
+def _batches(subject: Subject, measures: Measures) -> tuple[list[Batch], list[Skipped]]:
+    """The inputs. What the model takes and cannot be given is left out with the reason, unless it was asked for."""
+    unknown = sorted(set(measures.modalities) - set(subject.modalities))
+    if unknown:
+        takes = ", ".join(subject.modalities)
+        raise UsageError(f"{subject.folder}: a {subject.build.__name__} takes {takes}, not {', '.join(unknown)}")
+    made: list[Batch] = []
+    skipped: list[Skipped] = []
+    for modality in measures.modalities or subject.modalities:
+        try:
+            made.append(batch(subject, modality, measures.request))
+        except UsageError as error:
+            if measures.modalities:
+                raise
+            skipped.append(Skipped(f"float16 run, {modality}", str(error)))
+    if not made:
+        raise UsageError(skipped[0].reason)
+    return made, skipped
+
+
+def _float16(
+    bench: Bench,
+    subject: Subject,
+    batches: list[Batch],
+    true: Mapping[Modality, Reference],
+    beside: Mapping[Modality, Bfloat16],
+) -> tuple[list[Run], list[Activation]]:
+    runs: list[Run] = []
+    activations: list[Activation] = []
+    with bench.model(subject, torch.float32 if bench.measures.mode == "amp" else torch.float16) as model:
+        if bench.measures.guard:
+            guard(model)
+        candidate = Candidate(bench, model)
+        for item in batches:
+            run, seen = candidate.run(item, true.get(item.modality), beside.get(item.modality))
+            runs.append(run)
+            activations += seen
+    return runs, activations
+
+
+def _unjudged(true: Mapping[Modality, Reference]) -> list[Skipped]:
+    """The runs whose reference is not finite itself."""
+    why = "the float32 reference is not finite either, so float16 cannot be judged; `gemma-doctor scan` may say why"
+    return [Skipped(f"float16 run, {modality}", why) for modality, one in true.items() if not one.sound]

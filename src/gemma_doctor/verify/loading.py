@@ -1,0 +1,136 @@
+"""A checkpoint as transformers loads it: safetensors only, no code from the checkpoint, no network."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from gemma_doctor.checkpoint import Checkpoint
+from gemma_doctor.errors import CheckpointError, UsageError
+from gemma_doctor.verifications import Modality
+
+__all__ = ["Subject", "read_config"]
+
+_LANGUAGE = ("ForCausalLM", "ForConditionalGeneration", "ForImageTextToText")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is to be run.
+
+    Attributes:
+        folder: The checkpoint's folder.
+        config: Its configuration, as transformers reads it.
+        build: The class of the model.
+    """
+
+    folder: Path
+    config: Any
+    build: Any
+
+    @property
+    def text(self) -> Any:  # noqa: ANN401  # a configuration of transformers
+        """The configuration of the text model; the whole one where it has no parts."""
+        return self.config.get_text_config()
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What the model takes."""
+        if not self.build.__name__.endswith(_LANGUAGE):
+            return ("image",)
+        parts: tuple[tuple[Modality, str], ...] = (("image", "vision_config"), ("audio", "audio_config"))
+        return ("text", *(modality for modality, part in parts if getattr(self.config, part, None) is not None))
+
+    @contextmanager
+    def loaded(self, dtype: torch.dtype, device: torch.device, memory: dict[Any, Any] | None = None) -> Iterator[Any]:
+        """The model; its memory is given back at the end.
+
+        Args:
+            dtype: What the parameters are cast to, as transformers does it.
+            device: Where it runs.
+            memory: Bytes that each device may hold, where accelerate is to spread the model; None puts all on
+                ``device``.
+
+        Raises:
+            CheckpointError: If transformers cannot load it, or would initialise missing tensors at random.
+        """
+        model = self._load(dtype, memory)
+        try:
+            yield model if memory else model.to(device)
+        finally:
+            del model
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _load(self, dtype: torch.dtype, memory: dict[Any, Any] | None) -> Any:  # noqa: ANN401
+        spread: dict[str, Any] = {"device_map": "auto", "max_memory": memory} if memory else {}
+        try:
+            model, said = self.build.from_pretrained(
+                self.folder,
+                config=self.config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **spread,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            raise CheckpointError(f"{self.folder}: transformers cannot load it: {_first_line(error)}") from error
+        missing = sorted(map(str, said["missing_keys"]))
+        if missing:
+            raise CheckpointError(
+                f"{self.folder}: transformers would initialise {len(missing):,} tensors at random, {missing[0]} first: "
+                "what such a model does says nothing. `gemma-doctor scan` names what is missing or misnamed."
+            )
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return model.eval()
+
+
+def read_config(checkpoint: Checkpoint) -> Subject:
+    """What a checkpoint's ``config.json`` asks for.
+
+    Raises:
+        UsageError: If transformers has no class for it, or only code in the checkpoint does.
+    """
+    folder = Path(checkpoint.root)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{folder}: transformers {transformers.__version__} cannot read its config.json: {_first_line(error)}. "
+            "verify needs a checkpoint folder that transformers knows, and never runs code from a checkpoint."
+        ) from error
+    return Subject(folder, config, _model_class(folder, config))
+
+
+def _model_class(folder: Path, config: Any) -> Any:  # noqa: ANN401  # classes of transformers
+    for name in config.architectures or ():
+        try:
+            found = getattr(transformers, name, None)
+        except ImportError as error:
+            cause = _first_line(error.__cause__ or error)
+            raise UsageError(f"transformers {transformers.__version__} cannot be used here: {name}: {cause}") from error
+        if isinstance(found, type) and issubclass(found, nn.Module):
+            return found
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageClassification):
+        if type(config) in auto._model_mapping:  # noqa: SLF001  # no public name tells it
+            return auto._model_mapping[type(config)]  # noqa: SLF001
+    raise UsageError(
+        f"{folder}: transformers {transformers.__version__} has no language or image model for "
+        f"{config.model_type!r} {config.architectures or ''}"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,121 @@
+"""What the model runs on, and what of a T4 is imitated there."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from gemma_doctor.errors import UsageError
+from gemma_doctor.verify.measures import Device
+
+__all__ = ["find", "imitated", "limited", "name", "not_imitated", "peak_memory", "room", "without_tf32"]
+
+_GIB = 1 << 30
+_ROOM = 0.9  # of the memory may hold weights where they are spread; the rest is for activations
+
+
+def find(wanted: Device) -> torch.device:
+    """The device.
+
+    Raises:
+        UsageError: If there is no such one.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("torch sees no CUDA device here; use --device cpu, or install a torch build for this GPU")
+    cuda = wanted != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+
+def name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"CPU ({platform.machine()}), torch {torch.__version__}"
+
+
+def imitated(device: torch.device, limit: float | None) -> tuple[str, ...]:
+    """What is as on a T4."""
+    facts = [
+        "float16's range and rounding, which are the same on every device",
+        "no TF32, and sums of float16 products in float32",
+    ]
+    if device.type == "cuda" and limit is not None:
+        facts.append(f"a memory of {limit:g} GiB")
+    return tuple(facts)
+
+
+def not_imitated(device: torch.device) -> tuple[str, ...]:
+    """What is not."""
+    if "T4" in name(device):
+        return ()
+    facts = ["a T4's kernels (order of summation, attention backend) and its speed"]
+    if device.type == "cpu":
+        facts.append("a T4's memory")
+    return tuple(facts)
+
+
+def room(nbytes: int, device: torch.device, limit: float | None) -> dict[Any, Any] | None:
+    """Bytes for accelerate to fill, where a model does not fit into the device's memory; None where it does.
+
+    Args:
+        nbytes: What its parameters take.
+        device: Where it is to run.
+        limit: GiB that may be used.
+    """
+    if device.type != "cuda":
+        return None
+    free = torch.cuda.mem_get_info(device)[0]
+    usable = _ROOM * (free if limit is None else min(free, limit * _GIB))
+    return {0: int(usable), "cpu": 1 << 50} if nbytes > usable else None
+
+
+@contextmanager
+def limited(device: torch.device, limit: float | None) -> Iterator[None]:
+    """While it lasts, tensors may take so many GiB; what goes beyond is a clear error.
+
+    Raises:
+        UsageError: If the device's memory did not suffice.
+    """
+    whole = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+    if whole:
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (limit * _GIB / whole) if limit else 1.0), device)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = f"{limit:g} GiB (--memory-limit)" if limit else "the memory of this device"
+        raise UsageError(
+            f"the run does not fit into {size}: shorten it with --seq-len, use --gradient-checkpointing, leave the "
+            "backward pass out with --no-backward, or take the reference on its own machine with --reference none"
+        ) from error
+    finally:
+        if whole:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The largest memory that tensors took since :func:`limited` began, in bytes; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def without_tf32(seed: int) -> Iterator[None]:
+    """While it lasts: seeded, float32 products in full precision, sums of float16 products in float32, as on a T4."""
+    settings = (
+        (torch.backends.cuda.matmul, "allow_tf32", False),
+        (torch.backends.cudnn, "allow_tf32", False),
+        (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
+    )
+    before = [getattr(place, key) for place, key, _ in settings]
+    torch.manual_seed(seed)
+    for place, key, value in settings:
+        setattr(place, key, value)
+    try:
+        yield
+    finally:
+        for (place, key, _), value in zip(settings, before, strict=True):
+            setattr(place, key, value)

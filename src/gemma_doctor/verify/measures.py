@@ -1,0 +1,69 @@
+"""How to verify: what the user may choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from gemma_doctor.verifications import Modality, Mode
+
+__all__ = ["DEVICES", "REFERENCES", "Device", "Measures", "Reference", "Request"]
+
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
+
+Reference: TypeAlias = Literal["float32", "none"]
+REFERENCES: tuple[Reference, ...] = ("float32", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How large and of what the input is to be.
+
+    Attributes:
+        length: Tokens of text in a sequence.
+        size: Sequences in a batch.
+        seed: For whatever is random.
+        text: The user's own text file, UTF-8.
+        image: The user's own picture.
+        audio: The user's own sound: WAV, 16-bit, 16 kHz.
+        side: Height and width of pictures in pixels; None for the checkpoint's.
+    """
+
+    length: int = 128
+    size: int = 1
+    seed: int = 0
+    text: Path | None = None
+    image: Path | None = None
+    audio: Path | None = None
+    side: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """How to verify.
+
+    Attributes:
+        device: Where to; ``auto`` is a GPU where there is one.
+        mode: Weights in float16, or autocast over float32 weights.
+        backward: Whether gradients are computed.
+        modalities: What the model is given; all that it takes where empty.
+        reference: ``none`` where only infinities and NaNs are to be told, and no drift.
+        loss_scale: The only loss scale to try; None searches.
+        memory_limit: GiB that tensors may take on a GPU; None for all of it.
+        guard: Whether the float16-safe kernels take the place of the model's own.
+        checkpointing: Whether layers are computed again in the backward pass instead of being kept.
+        request: What the input is to be.
+    """
+
+    device: Device = "auto"
+    mode: Mode = "half"
+    backward: bool = True
+    modalities: tuple[Modality, ...] = ()
+    reference: Reference = "float32"
+    loss_scale: float | None = None
+    memory_limit: float | None = None
+    guard: bool = False
+    checkpointing: bool = False
+    request: Request = field(default_factory=Request)

@@ -1,0 +1,81 @@
+"""What an operation does to its tensors: what it writes, what it only shows again, what it leaves uninitialised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Operation", "operation", "tensors_in"]
+
+_UNINITIALISED = frozenset(
+    f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_")
+)
+"""Their outputs hold whatever the memory held: it means nothing until something is written there."""
+
+_VIEWS = frozenset({"aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh"})
+"""Views that the schema does not mark as such."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What is known of an operation before it runs.
+
+    Attributes:
+        name: Such as ``"aten.convolution"``.
+        made: Places of the outputs that are new numbers (and no view of an input).
+        written: Positions of the arguments that it writes to; keyword-only ones by name.
+        initialises: Whether what it makes has defined numbers.
+        silent: Whether it makes and writes nothing.
+    """
+
+    name: str
+    made: frozenset[int]
+    written: tuple[int | str, ...]
+    initialises: bool
+    silent: bool
+
+    def targets(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+        """The tensors that a call writes to."""
+        for place in self.written:
+            if isinstance(place, str):
+                yield from tensors_in(kwargs.get(place))
+            elif place < len(args):
+                yield from tensors_in(args[place])
+
+    def outputs(self, result: object) -> Iterator[Tensor]:
+        """The new tensors among what a call returned."""
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        if self.made == {0} and len(results) != 1:  # one list of tensors
+            yield from tensors_in(results)
+            return
+        for place, item in enumerate(results):
+            if place in self.made:
+                yield from tensors_in(item)
+
+
+def operation(overload: Any) -> Operation:  # noqa: ANN401  # torch's OpOverload
+    """What the schema of an operator says."""
+    schema = overload._schema  # noqa: SLF001  # torch's own modes read it too
+    name = schema.name
+    written = tuple(
+        argument.name if argument.kwarg_only else place
+        for place, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+    made = () if name in _VIEWS else (n for n, returned in enumerate(schema.returns) if returned.alias_info is None)
+    fresh = frozenset(made)
+    return Operation(name.replace("::", "."), fresh, written, name not in _UNINITIALISED, not (fresh or written))
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """The tensors in an argument: itself, or those of a list."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            if isinstance(item, torch.Tensor):
+                yield item

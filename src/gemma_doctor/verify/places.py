@@ -1,0 +1,101 @@
+"""Which module is running: forward by hooks, backward by the sequence numbers of autograd's nodes.
+
+In the forward pass autograd numbers its nodes in the order in which they are made. So the numbers at which the running
+module changed say later, in the backward pass, which module made the node whose gradient is being computed. That is
+exact for what happens between modules too, and costs no hook on any tensor.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from gemma_doctor.verifications import Phase
+
+__all__ = ["Places"]
+
+
+_END = 1 << 63
+"""Numbers from here on belong to the ends of the graph, where parameters' gradients are added up."""
+
+
+@dataclass(slots=True)
+class Places:
+    """The places of one model.
+
+    Attributes:
+        names: Each module's name in the model; empty for the model itself.
+        parameters: Each parameter's and buffer's name, by its identity.
+        storages: The same, by the address of its memory: views of a parameter have that address too.
+    """
+
+    names: dict[nn.Module, str]
+    parameters: dict[int, str]
+    storages: dict[int, str]
+    _stack: list[str] = field(default_factory=list)
+    _numbers: list[int] = field(default_factory=list)
+    _running: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Places:
+        """The places of ``model``."""
+        tensors = [*model.named_buffers(), *model.named_parameters()]
+        return cls(
+            names={module: name for name, module in model.named_modules()},
+            parameters={id(tensor): name for name, tensor in tensors},
+            storages={tensor.untyped_storage().data_ptr(): name for name, tensor in tensors},
+        )
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While it lasts, the running module is known."""
+        handles = (
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._stack.clear()
+
+    def here(self) -> tuple[Phase, str]:
+        """Phase and module of what runs now. What a checkpointed layer computes again belongs to the backward pass."""
+        if torch._C._current_graph_task_id() == -1:  # noqa: SLF001  # torch.utils.module_tracker asks it too
+            return "forward", self._stack[-1] if self._stack else ""
+        return "backward", self._stack[-1] if self._stack else self._origin()
+
+    def _origin(self) -> str:
+        """The module whose forward pass made the node that runs now."""
+        node: Any = torch._C._current_autograd_node()  # noqa: SLF001  # no public name tells it
+        if node is None:
+            return ""
+        number = node._sequence_nr()  # noqa: SLF001
+        if number >= _END:
+            variable = getattr(node, "variable", None)
+            return self.parameters.get(id(variable), "").rpartition(".")[0]
+        at = bisect_right(self._numbers, number)
+        return self._running[at - 1] if at else ""
+
+    def _enter(self, module: nn.Module, _args: object) -> None:
+        if module in self.names:
+            self._stack.append(self.names[module])
+            self._mark()
+
+    def _leave(self, module: nn.Module, _args: object, _output: object) -> None:
+        if module in self.names and self._stack:
+            self._stack.pop()
+            self._mark()
+
+    def _mark(self) -> None:
+        if torch._C._current_graph_task_id() == -1:  # noqa: SLF001
+            self._numbers.append(torch.autograd._get_sequence_nr())  # noqa: SLF001
+            self._running.append(self._stack[-1] if self._stack else "")

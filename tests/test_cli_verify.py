@@ -1,0 +1,124 @@
+"""``gemma-doctor verify`` as its user runs it: exit codes, documents, and the way to a repair."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torchvision_operators
+from checkpoints import healthy, tiny_gemma3_config, write
+from jsonschema import Draft202012Validator
+
+import gemma_doctor
+from gemma_doctor.repair.evidence.calibration import read_calibration
+from gemma_doctor.reports import machine
+
+
+def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, torchvision_operators.__file__, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny_gemma3_config()
+    return write(tmp_path_factory.mktemp("sound") / "checkpoint", healthy(config), config)
+
+
+@pytest.fixture(scope="module")
+def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedding leaves float16's range once it is multiplied by sqrt(16)."""
+    config = tiny_gemma3_config()
+    tensors = healthy(config)
+    tensors["model.embed_tokens.weight"][:, 0] = 30_000.0
+    return write(tmp_path_factory.mktemp("sick") / "checkpoint", tensors, config)
+
+
+def test_a_sound_model_exits_with_0_and_says_what_was_measured(sound: Path, tmp_path: Path) -> None:
+    done = run(
+        "verify", sound, "--seq-len", "8", "--json", tmp_path / "report.json", "--trace", tmp_path / "trace.json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Sound. Ran forward and backward in float16 with text: no operation overflowed.")
+    for said in ("none overflowed", "logits: KL", "(bfloat16: KL", "loss scales 2^0 to 2^", "Not as on a T4:"):
+        assert said in done.stdout
+    document = json.loads((tmp_path / "report.json").read_text())
+    schema = json.loads(Path(gemma_doctor.__file__).with_name("report.schema.json").read_text())
+    Draft202012Validator(schema).validate(document)
+    report = machine.from_json((tmp_path / "report.json").read_text())
+    assert report.complete
+    assert {activation.phase for activation in report.activations} == {"load", "forward", "backward"}
+    calibration = read_calibration(tmp_path / "trace.json")
+    assert calibration.modules["model.layers.0.mlp.down_proj"].peak > 0
+
+
+def test_a_sick_model_exits_with_1_and_names_the_operation(sick: Path) -> None:
+    done = run("verify", sick, "--seq-len", "8", "--no-backward")
+    assert done.returncode == 1, done.stderr
+    assert "error GD401 fp16-forward-overflow" in done.stdout
+    assert "aten.mul in model.embed_tokens makes 8 of 128 elements inf or NaN" in done.stdout
+    assert "the float32 reference reaches 120,000 there, 0.87 bits beyond 65504" in done.stdout
+    assert run("verify", sick, "--seq-len", "8", "--no-backward", "--fail-on", "never", "-q").returncode == 0
+
+
+def test_without_a_reference_infinities_are_still_found(sick: Path, sound: Path) -> None:
+    done = run("verify", sick, "--seq-len", "8", "--no-backward", "--reference", "none")
+    assert (done.returncode, "aten.mul in model.embed_tokens" in done.stdout) == (1, True)
+    assert run("verify", sound, "--seq-len", "8", "--no-backward", "--reference", "none").returncode == 0
+
+
+def test_amp_keeps_the_weights_in_float32(sick: Path) -> None:
+    """The embedding is no product: autocast leaves it in float32, where it fits."""
+    done = run("verify", sick, "--seq-len", "8", "--no-backward", "--mode", "amp", "--json", "-")
+    assert "model.embed_tokens" not in [
+        finding["evidence"]["module"] for finding in json.loads(done.stdout)["findings"] if finding["rule"] == "GD401"
+    ]
+
+
+def test_gradient_checkpointing_gives_the_same_loss(sound: Path) -> None:
+    def loss(*more: str) -> float:
+        document = json.loads(run("verify", sound, "--seq-len", "8", "--loss-scale", "64", "--json", "-", *more).stdout)
+        (found,) = document["verification"]["runs"]
+        assert [trial["outcome"] for trial in found["loss_scales"]["trials"]] == ["sound"]
+        return float(found["loss"])
+
+    assert loss() == loss("--gradient-checkpointing")
+
+
+def test_against_itself_nothing_drifts(sound: Path) -> None:
+    done = run("verify", sound, "--seq-len", "8", "--no-backward", "--against", sound)
+    assert "float32 logits against the other checkpoint's: KL 0 nats, top-1 100.0%" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--modality", "audio"], "a Gemma3ForCausalLM takes text, not audio"),
+        (["--modality", "smell"], "--modality smell is unknown"),
+        (["--loss-scale", "-3"], "--loss-scale -3 is neither auto nor a positive number"),
+        (["--device", "cuda"], "torch sees no CUDA device here"),
+        (["--select", "GD1"], "GD1 selects no rule from GD401 to GD405"),
+        (["--trace", "t.json", "--reference", "none"], "leave out --reference none"),
+    ],
+)
+def test_what_cannot_be_done_exits_with_2_and_says_why(sound: Path, words: list[str], message: str) -> None:
+    done = run("verify", sound, *words)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
+def test_a_checkpoint_with_a_missing_tensor_is_not_run(tmp_path: Path) -> None:
+    """Transformers would fill it with random numbers."""
+    config = tiny_gemma3_config()
+    tensors = healthy(config)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    done = run("verify", write(tmp_path / "checkpoint", tensors, config), "--seq-len", "8")
+    assert done.returncode == 2
+    assert "would initialise 1 tensors at random, model.layers.1.mlp.up_proj.weight first" in done.stderr
+
+
+def test_a_folder_without_a_known_config_is_not_run(tmp_path: Path) -> None:
+    done = run("verify", write(tmp_path / "checkpoint", {"w": healthy(tiny_gemma3_config())["model.norm.weight"]}))
+    assert (done.returncode, "never runs code from a checkpoint" in done.stderr) == (2, True), done.stderr

@@ -1,0 +1,36 @@
+"""Divergence of logits: against a plain computation, and at the edges."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemma_doctor.verify.drift import drift
+
+
+@given(st.integers(0, 2**32), st.integers(1, 700), st.integers(2, 9))
+def test_it_is_the_mean_divergence(seed: int, rows: int, classes: int) -> None:
+    """By torch's own kl_div, over more rows than are compared at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    true, seen = torch.randn((2, 1, rows, classes), generator=generator)
+    expected = torch.nn.functional.kl_div(
+        seen.double().log_softmax(-1), true.double().log_softmax(-1), log_target=True, reduction="sum"
+    )
+    found = drift(true, seen)
+    assert found.kl == pytest.approx(float(expected) / rows, rel=1e-9, abs=1e-12)
+    assert found.top1 == pytest.approx(float((true.argmax(-1) == seen.argmax(-1)).double().mean()))
+
+
+def test_equal_logits_do_not_drift() -> None:
+    logits = torch.randn(2, 5, 7)
+    assert (drift(logits, logits.clone()).kl, drift(logits, logits).top1) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_have_no_divergence(value: float) -> None:
+    logits = torch.randn(2, 5, 7)
+    broken = logits.clone()
+    broken[0, 0, 0] = value
+    assert drift(logits, broken).kl is None

@@ -1,0 +1,122 @@
+"""Inputs are the same each time, fit the model, and say what they are; what cannot be used is a clear error."""
+
+from __future__ import annotations
+
+import json
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models  # noqa: F401  # makes timm importable beside a torch for CPUs
+import torch
+from checkpoints import (
+    healthy,
+    tiny_gemma3_config,
+    tiny_gemma3_multimodal_config,
+    tiny_gemma3n_config,
+    write,
+)
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from gemma_doctor.checkpoint import open_checkpoint
+from gemma_doctor.errors import UsageError
+from gemma_doctor.verifications import Modality
+from gemma_doctor.verify.inputs import batch
+from gemma_doctor.verify.loading import Subject, read_config
+from gemma_doctor.verify.measures import Request
+
+
+def subject(folder: Path, config: dict[str, Any]) -> Subject:
+    return read_config(open_checkpoint(write(folder / "checkpoint", healthy(config), config)))
+
+
+@pytest.fixture(scope="module")
+def multimodal(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return subject(tmp_path_factory.mktemp("gemma3n"), tiny_gemma3n_config())
+
+
+@pytest.mark.parametrize("modality", ["text", "image", "audio"])
+def test_inputs_are_deterministic_and_in_range(multimodal: Subject, modality: Modality) -> None:
+    request = Request(length=8, size=2, side=32)
+    first, second = (batch(multimodal, modality, request) for _ in range(2))
+    assert first.words == second.words
+    assert all(torch.equal(first.arguments[name], second.arguments[name]) for name in first.arguments)
+    ids, labels = first.arguments["input_ids"], first.arguments["labels"]
+    special = {65, 69}
+    assert int(ids.max()) < 72
+    assert set(ids[labels == -100].tolist()) == {"text": set(), "image": {65}, "audio": {69}}[modality]
+    assert special.isdisjoint(ids[labels != -100].tolist())
+    assert len(ids) == 2
+
+
+def test_another_seed_gives_other_words(multimodal: Subject) -> None:
+    one, other = (batch(multimodal, "text", Request(seed=seed)).arguments["input_ids"] for seed in (0, 1))
+    assert not torch.equal(one, other)
+
+
+def test_pictures_are_prepared_as_the_family_does(tmp_path: Path, multimodal: Subject) -> None:
+    ours = batch(multimodal, "image", Request(length=4, side=32)).arguments["pixel_values"]
+    assert ours.shape == (1, 3, 32, 32)
+    assert (0 <= float(ours.min()) < 0.2, 0.8 < float(ours.max()) <= 1) == (True, True)
+    siglip = batch(subject(tmp_path, tiny_gemma3_multimodal_config()), "image", Request(length=4))
+    pixels = siglip.arguments["pixel_values"]
+    assert pixels.shape == (1, 3, 28, 28)
+    assert -1 <= float(pixels.min()) < -0.6
+    assert int(siglip.arguments["token_type_ids"].sum()) == 4
+
+
+def test_the_users_own_picture_and_sound_are_used(tmp_path: Path, multimodal: Subject) -> None:
+    Image.new("RGB", (7, 5), (255, 0, 0)).save(tmp_path / "red.png")
+    red = batch(multimodal, "image", Request(length=4, side=32, image=tmp_path / "red.png"))
+    assert red.words.startswith("red.png, 32 x 32 px")
+    assert red.arguments["pixel_values"].mean(dim=(0, 2, 3)).tolist() == [1, 0, 0]
+    with wave.open(str(tmp_path / "hum.wav"), "wb") as stream:
+        stream.setparams((2, 2, 16_000, 0, "NONE", ""))
+        stream.writeframes(np.zeros(32_000, np.int16).tobytes())
+    hum = batch(multimodal, "audio", Request(length=4, audio=tmp_path / "hum.wav"))
+    assert hum.words.startswith("hum.wav, ")
+    assert float(hum.arguments["input_features"].std()) == 0
+
+
+@pytest.mark.parametrize(
+    ("modality", "message"),
+    [
+        ("image", "--image .*/file cannot be read as a picture"),
+        ("audio", "--audio .*/file cannot be read as WAV"),
+        ("text", "has no tokenizer, so --text"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, multimodal: Subject, modality: Modality, message: str) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"words")
+    with pytest.raises(UsageError, match=message):
+        batch(multimodal, modality, Request(text=file, image=file, audio=file))
+
+
+def test_a_sound_of_another_rate_is_refused(tmp_path: Path, multimodal: Subject) -> None:
+    with wave.open(str(tmp_path / "cd.wav"), "wb") as stream:
+        stream.setparams((1, 2, 44_100, 0, "NONE", ""))
+        stream.writeframes(bytes(100))
+    with pytest.raises(UsageError, match=r"44,100 Hz, 16 bits; it must be 16,000 Hz"):
+        batch(multimodal, "audio", Request(audio=tmp_path / "cd.wav"))
+
+
+def test_the_checkpoints_tokenizer_reads_the_bundled_texts_or_the_users(tmp_path: Path) -> None:
+    found = subject(tmp_path, tiny_gemma3_config())
+    words = {word: number for number, word in enumerate(["<unk>", "water", "wind", "own"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))  # a token, not a password
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(found.folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+    (found.folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    bundled = batch(found, "text", Request(length=40, size=2))
+    assert bundled.words == "2 x 40 tokens of the bundled texts"
+    assert {1, 2} <= set(bundled.arguments["input_ids"].flatten().tolist())
+    (tmp_path / "own.txt").write_text("own water\n")
+    own = batch(found, "text", Request(length=5, text=tmp_path / "own.txt"))
+    assert own.arguments["input_ids"].tolist() == [[3, 1, 3, 1, 3]]

@@ -1,0 +1,169 @@
+"""Each rule of a verification: what it finds, what it says, and what it lets pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from checkpoints import tiny_gemma3n_config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemma_doctor.architectures import identify
+from gemma_doctor.records import Finding, Repair
+from gemma_doctor.tensors import TensorInfo, TensorStats
+from gemma_doctor.verifications import (
+    Activation,
+    Drift,
+    FailingOp,
+    LossScales,
+    LossScaleTrial,
+    ModuleDrift,
+    Operand,
+    Phase,
+    Run,
+    Verification,
+)
+from gemma_doctor.verify.evidence import Evidence
+from gemma_doctor.verify.registry import RULES
+
+CONV = "model.vision_tower.timm_model.msfa.ffn.pw_proj"
+WEIGHT = f"{CONV}.conv.weight"
+SOUND = Run(modality="image", inputs="a picture", operations=100, seconds=1.0, drift=Drift(1e-6, 1.0))
+
+
+def find(run: Run) -> list[Finding]:
+    tensors = {WEIGHT: TensorInfo(WEIGHT, "BF16", (8, 8, 1, 1), "model.safetensors", 0, 128)}
+    verification = Verification(device="CPU", mode="half", backward=True, guarded=False, runs=(run,))
+    evidence = Evidence(verification, identify(tiny_gemma3n_config()), {name: name for name in tensors}, tensors)
+    return [finding for rule in RULES for finding in rule.check(evidence)]
+
+
+def output(phase: Phase = "forward", module: str = f"{CONV}.conv", op: str = "aten.convolution") -> Activation:
+    stats = TensorStats(count=64, inf=3, nan=1, minimum=-5.0, maximum=60_000.0)
+    return Activation("image", phase, module, op, 7, 1, "F16", (1, 8, 8), stats)
+
+
+FAILURE = FailingOp(
+    output(),
+    (Operand(WEIGHT, "F16", (8, 8, 1, 1), TensorStats(count=64, minimum=-98.0, maximum=3.0)),),
+    {"eps": 1e-6},
+    reference_absmax=131_008.0,
+)
+
+
+def scales(*outcomes: tuple[int, Any]) -> LossScales:
+    return LossScales(tuple(LossScaleTrial(2.0**at, outcome, f"layer{at}") for at, outcome in outcomes))
+
+
+def test_a_sound_run_has_no_finding() -> None:
+    window = scales((0, "underflow"), (3, "sound"), (8, "sound"), (9, "overflow"))
+    assert find(replace(SOUND, loss_scales=window, bfloat16_drift=Drift(1e-5, 1.0))) == []
+
+
+def test_gd401_names_the_operation_its_weight_and_how_far_it_went() -> None:
+    (finding,) = find(replace(SOUND, first_failure=FAILURE))
+    assert (finding.rule, finding.severity, finding.tensor) == ("GD401", "error", WEIGHT)
+    assert finding.repair == Repair("rescale-conv", "eps")
+    assert finding.message == (
+        f"image run, forward pass: aten.convolution in {CONV}.conv makes 4 of 64 elements inf or NaN; the float32 "
+        f"reference reaches 131,008 there, 1 bits beyond 65504. It read {WEIGHT} up to 98, eps 1e-06."
+    )
+    assert finding.evidence["limit"] == 65504
+
+
+def test_gd401_names_a_weight_that_did_not_survive_the_cast() -> None:
+    failure = FailingOp(output("load", f"{CONV}.conv", "weight"), reference_absmax=98_304.0)
+    (finding,) = find(replace(SOUND, first_failure=failure))
+    assert (finding.rule, finding.tensor) == ("GD401", WEIGHT)
+    assert f"{WEIGHT}, cast to F16, makes 4 of 64" in finding.message
+
+
+def test_gd401_proposes_no_pass_for_what_none_mends() -> None:
+    (finding,) = find(replace(SOUND, first_failure=FailingOp(output(module="model.language_model", op="aten.pow"))))
+    assert (finding.tensor, finding.repair) == (None, None)
+
+
+@pytest.mark.parametrize("suffix", ["bn", "bn.act", "conv"])
+def test_a_norm_is_mended_by_the_convolution_before_it(suffix: str) -> None:
+    (finding,) = find(replace(SOUND, first_failure=FailingOp(output(module=f"{CONV}.{suffix}"))))
+    assert finding.repair == Repair("rescale-conv", "eps")
+
+
+def test_gd402_needs_every_scale_to_overflow() -> None:
+    every = scales((0, "overflow"), (16, "overflow"))
+    (finding,) = find(replace(SOUND, loss_scales=every, first_failure=FailingOp(output("backward"))))
+    assert finding.rule == "GD402"
+    assert "down to 1; first aten.convolution in" in finding.message
+    (finding,) = find(replace(SOUND, loss_scales=every))
+    assert "the parameters of layer0" in finding.message
+
+
+def test_gd402_is_silent_where_the_forward_pass_failed() -> None:
+    every = scales((0, "overflow"))
+    assert [f.rule for f in find(replace(SOUND, loss_scales=every, first_failure=FAILURE))] == ["GD401"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "found"),
+    [
+        ({"error": 0.5, "bfloat16_error": 0.004}, True),
+        ({"error": 0.5, "bfloat16_error": 0.004, "nonfinite": 1}, False),  # GD401 names the operation
+        ({"error": 0.5, "bfloat16_error": 0.26}, False),  # bfloat16 is as far off: it is not the range
+        ({"error": 0.09, "bfloat16_error": 0.001}, False),
+        ({"error": 0.09, "bfloat16_error": 0.001, "collapsed": 0.001}, True),
+        ({"error": None}, False),
+        ({"error": 0.5, "bfloat16_error": None}, True),
+    ],
+)
+def test_gd403_finds_outputs_that_are_finite_and_wrong(seen: Mapping[str, Any], found: bool) -> None:  # noqa: FBT001
+    module = replace(ModuleDrift(f"{CONV}.bn", "RmsNormAct2d", 0.0, 0, 4.7, 0.001), **seen)
+    assert [finding.rule for finding in find(replace(SOUND, modules=(module,)))] == ["GD403"] * found
+
+
+def test_gd403_reports_the_first_module_and_counts_the_others() -> None:
+    modules = tuple(
+        ModuleDrift(name, "RmsNorm2d", 0.0, 0, 4.7, error, 0.004, collapsed)
+        for name, error, collapsed in (
+            (f"{CONV}.conv", 0.001, 0.0),
+            (f"{CONV}.bn", 1.0, 0.25),
+            ("model.next", 0.7, 0.0),
+        )
+    )
+    (finding,) = find(replace(SOUND, modules=modules))
+    assert finding.evidence["module"] == f"{CONV}.bn"
+    assert "25.00% of its positions" in finding.message
+    assert finding.message.endswith("So do 1 modules after it")
+
+
+@given(st.floats(0, 10) | st.none(), st.floats(0, 10) | st.none())
+def test_gd404_compares_with_bfloat16(own: float | None, beside: float | None) -> None:
+    found = find(replace(SOUND, drift=Drift(own, 0.5), bfloat16_drift=Drift(beside, 0.9)))
+    further = beside is not None and (own is None or own > max(beside, 1e-5))
+    assert [finding.rule for finding in found] == ["GD404"] * further
+
+
+@pytest.mark.parametrize(
+    ("window", "found"),
+    [
+        (scales((0, "sound"), (4, "sound"), (5, "overflow")), False),
+        (scales((0, "underflow"), (9, "sound"), (12, "sound"), (13, "overflow")), True),
+        (scales((0, "underflow"), (1, "overflow")), True),
+        (scales((3, "underflow")), False),  # the user's own: nothing is known of a window
+    ],
+)
+def test_gd405_needs_four_bits_of_room(window: LossScales, found: bool) -> None:  # noqa: FBT001
+    findings = find(replace(SOUND, loss_scales=window))
+    assert [finding.rule for finding in findings] == ["GD405"] * found
+
+
+def test_gd405_names_the_layers_on_both_sides() -> None:
+    (finding,) = find(
+        replace(SOUND, loss_scales=scales((0, "underflow"), (9, "sound"), (12, "sound"), (13, "overflow")))
+    )
+    assert finding.message == (
+        "image run: loss scales from 2^9 to 2^12 are sound, 3 bits of room; above, gradients of layer13 overflow; "
+        "below, those of layer0 vanish"
+    )

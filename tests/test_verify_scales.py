@@ -1,0 +1,62 @@
+"""The search for loss scales finds the edges of the window, whatever they are, in few passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemma_doctor.tensors import TensorStats
+from gemma_doctor.verify.scales import LARGEST, search, tried
+
+REFERENCE = {"layer.weight": TensorStats(count=100, zeros=10)}
+
+
+def backward(low: int, high: int, seen: list[float] | None = None) -> Callable[[float], Mapping[str, TensorStats]]:
+    """Gradients that vanish below 2**low and overflow above 2**high."""
+
+    def run(scale: float) -> Mapping[str, TensorStats]:
+        if seen is not None:
+            seen.append(scale)
+        if scale > 2.0**high:
+            return {"layer.weight": TensorStats(count=100, zeros=10, inf=3)}
+        return {"layer.weight": TensorStats(count=100, zeros=80 if scale < 2.0**low else 10)}
+
+    return run
+
+
+@given(st.integers(0, LARGEST), st.integers(0, LARGEST), st.integers(-5, 40))
+def test_the_window_is_found_exactly(low: int, high: int, guess: int) -> None:
+    scales = search(backward(low, high), REFERENCE, guess)
+    if low <= high:
+        assert (min(scales.sound), max(scales.sound)) == (2.0**low, 2.0**high)
+        assert scales.room == high - low
+    else:
+        assert scales.sound == ()
+    assert [trial.scale for trial in scales.trials] == sorted({trial.scale for trial in scales.trials})
+
+
+@given(st.integers(0, LARGEST))
+def test_a_right_guess_takes_few_passes(high: int) -> None:
+    seen: list[float] = []
+    search(backward(0, high, seen), REFERENCE, high)
+    assert len(seen) == len(set(seen)) <= 3
+
+
+def test_a_window_that_is_never_open() -> None:
+    scales = search(backward(0, -1), REFERENCE)
+    assert scales.sound == ()
+    assert {trial.outcome for trial in scales.trials} == {"overflow"}
+    assert min(trial.scale for trial in scales.trials) == 1
+    assert scales.trials[0].module == "layer"
+
+
+def test_gradients_that_are_broken_in_the_reference_do_not_count() -> None:
+    broken = {"layer.weight": TensorStats(count=100, nan=1)}
+    assert search(backward(0, -1), broken).room == LARGEST
+
+
+def test_one_scale_that_the_user_names() -> None:
+    (trial,) = tried(backward(5, 8), REFERENCE, 8.0).trials
+    assert (trial.scale, trial.outcome, trial.module) == (8.0, "underflow", "layer")
