@@ -24,17 +24,23 @@ from gemma_doctor.plans import (
     Reason,
     Rename,
     Scale,
+    ScaleGain,
     SetConfig,
     ZeroNonfinite,
 )
 from gemma_doctor.records import Exactness
-from gemma_doctor.repair.apply import apply
+from gemma_doctor.repair.applying.apply import apply
 from gemma_doctor.repair.fingerprint import fingerprint
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
-Change: TypeAlias = Scale | Cast | Clamp | ZeroNonfinite
+Change: TypeAlias = Scale | ScaleGain | Cast | Clamp | ZeroNonfinite
 
 REASON = Reason("GD104", "A sum can leave float16's range.", {"bound": 70000.0})
+
+
+def scale_gain(tensor: str, exponent: int, exactness: Exactness = "rounded") -> ScaleGain:
+    """Multiply a gain that one is added to by a power of two."""
+    return ScaleGain(tensor=tensor, exponent=exponent, pass_name="rescale-residual", exactness=exactness, reason=REASON)
 
 
 def scale(tensor: str, exponent: int, exactness: Exactness = "exact") -> Scale:
@@ -87,7 +93,7 @@ def set_config(value: str | float | bool | None, *path: str) -> SetConfig:  # no
 
 def plan_for(checkpoint: Checkpoint, *edits: Edit) -> Plan:
     """A plan of these edits, its fingerprint as a planner would take it."""
-    read = {edit.tensor for edit in edits if isinstance(edit, Scale | Cast | Clamp | ZeroNonfinite)}
+    read = {edit.tensor for edit in edits if isinstance(edit, Change)}
     with FileBytes(checkpoint) as files:
         mark = fingerprint(checkpoint, files, sorted(read & checkpoint.tensors.keys()))
     return Plan("0.1.0", "the-source", mark, edits)
@@ -161,6 +167,8 @@ def model_of(change: Change, values: Doubles, dtype: str) -> tuple[Doubles, str]
         if isinstance(change, Scale):
             finite = np.isfinite(values)
             return np.where(finite, nearest(np.ldexp(values, change.exponent), dtype), values), dtype
+        if isinstance(change, ScaleGain):
+            return nearest(np.ldexp(1 + values, change.exponent) - 1, "F32"), "F32"
         if isinstance(change, Cast):
             return nearest(values, change.dtype), change.dtype
         if isinstance(change, Clamp):

@@ -1,6 +1,12 @@
-"""How Hypothesis searches: the same examples on every run, or (``--hypothesis-profile=deep``) new ones, and many."""
+"""How Hypothesis searches: the same examples on every run, or (``--hypothesis-profile=deep``) new ones, and many.
+
+And Triton's kernels run in its interpreter, on the CPU; it decides that when it is imported. Where a GitHub workflow
+runs the tests, what they print is no workflow's output.
+"""
 
 from __future__ import annotations
+
+import os
 
 from hypothesis import HealthCheck, settings
 
@@ -14,3 +20,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
+
+os.environ["TRITON_INTERPRET"] = "1"
+for _name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
+    os.environ.pop(_name, None)

@@ -11,9 +11,9 @@ import oracle
 from checkpoints import Raw, Tensors, as_raw
 
 from gemma_doctor.architectures import detect_layout, identify, output_limit
+from gemma_doctor.catalog import find_rule
 from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.examination import Examination
-from gemma_doctor.inspect.registry import find_rule
 from gemma_doctor.records import FileInfo, Finding
 from gemma_doctor.tensors import MeasuredTensor, TensorInfo, TensorStats
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from gemma_doctor.architectures.base import AfterNorm, Input, Linear, Repeated, Scaled, Within
+from gemma_doctor.architectures.expressions import AfterNorm, Input, Linear, Repeated, Scaled, Within
 from gemma_doctor.tensors import TensorStats
 
 Doubles = npt.NDArray[np.float64]

@@ -69,6 +69,19 @@ def _float8_e8m0(bits: Array) -> Array:
     return values
 
 
+def _fnuz(mantissa_bits: int, bias: int) -> Callable[[Array], Array]:
+    """A sign, an exponent, a mantissa, all finite; the code of minus zero is NaN (arXiv:2206.02915)."""
+    steps = 1 << mantissa_bits
+    table = np.empty(256)
+    for code in range(256):
+        sign, exponent, mantissa = -1.0 if code >> 7 else 1.0, (code & 127) // steps, code % steps
+        magnitude = (
+            mantissa / steps * 2.0 ** (1 - bias) if exponent == 0 else (1 + mantissa / steps) * 2.0 ** (exponent - bias)
+        )
+        table[code] = math.nan if code == 0x80 else sign * magnitude
+    return lambda bits: table[bits]
+
+
 FLOATS: Mapping[str, tuple[str, Callable[[Array], Array]]] = {
     "F64": ("<u8", lambda bits: bits.view(np.float64)),
     "F32": ("<u4", lambda bits: bits.view(np.float32)),
@@ -77,6 +90,8 @@ FLOATS: Mapping[str, tuple[str, Callable[[Array], Array]]] = {
     "F8_E4M3": ("u1", _float8_e4m3),
     "F8_E5M2": ("u1", _float8_e5m2),
     "F8_E8M0": ("u1", _float8_e8m0),
+    "F8_E4M3FNUZ": ("u1", _fnuz(3, 8)),
+    "F8_E5M2FNUZ": ("u1", _fnuz(2, 16)),
 }
 """Float dtype -> (its bits, how they become values)."""
 

@@ -15,11 +15,12 @@ from gemma_doctor.examination import Examination
 from gemma_doctor.inspect.registry import RULES
 from gemma_doctor.plans import Edit, Left, Plan, SetConfig
 from gemma_doctor.records import Finding
-from gemma_doctor.repair.calibration import Calibration
-from gemma_doctor.repair.case import Answer, Case, Mend
-from gemma_doctor.repair.losses import Losses
-from gemma_doctor.repair.planner import make_plan
-from gemma_doctor.repair.registry import find_pass
+from gemma_doctor.repair.evidence.calibration import Calibration
+from gemma_doctor.repair.evidence.case import Answer, Case, Mend
+from gemma_doctor.repair.evidence.gains import GainLosses
+from gemma_doctor.repair.evidence.losses import Losses
+from gemma_doctor.repair.planning.planner import make_plan
+from gemma_doctor.repair.planning.registry import find_pass
 
 
 def admit(folder: Path, tensors: Tensors, config: Mapping[str, Any] | None, *, shards: int = 1) -> Examination:
@@ -49,7 +50,7 @@ def answers(
     name: str, exam: Examination, findings: Iterable[Finding] = (), calibration: Calibration | None = None
 ) -> list[Answer]:
     """What one pass says, of tensors that lose nothing: no file is read."""
-    case = Case(exam, tuple(findings), lambda *_: Losses(), calibration)
+    case = Case(exam, tuple(findings), lambda *_: Losses(), lambda *_: GainLosses(0, 0.0, 0.0, 0.0), calibration)
     return list(find_pass(name).plan(case))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import gemma_doctor
 from gemma_doctor.plans import Plan
 from gemma_doctor.records import Loader
-from gemma_doctor.repair.calibration import Calibration
+from gemma_doctor.repair.evidence.calibration import Calibration
 
 
 def plan(

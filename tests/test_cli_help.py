@@ -12,9 +12,9 @@ from command import call, run
 
 import gemma_doctor
 from gemma_doctor import cli
-from gemma_doctor.inspect.registry import RULES
+from gemma_doctor.catalog import RULES
 from gemma_doctor.records import FAIL_ON, LOADERS, TARGET_DTYPES
-from gemma_doctor.repair.registry import PASSES
+from gemma_doctor.repair.planning.registry import PASSES
 
 ROOT: Any = typer.main.get_command(cli.app)
 COMMANDS: dict[str, Any] = ROOT.commands
@@ -26,7 +26,7 @@ EXAMPLES = [
 
 
 def test_the_commands_are_those_that_work() -> None:
-    assert sorted(COMMANDS) == ["demo", "repair", "rule", "scan"]
+    assert sorted(COMMANDS) == ["demo", "repair", "report", "rule", "scan", "verify"]
     assert len(EXAMPLES) > 10
 
 

@@ -21,7 +21,7 @@ from referencing import Registry, Resource
 
 from gemma_doctor import demo
 from gemma_doctor.cli import mend
-from gemma_doctor.repair import apply as applying
+from gemma_doctor.repair.applying import apply as applying
 
 NOTHING = "\nNothing was written."
 

@@ -22,7 +22,8 @@ from checkpoints import (
 )
 from examinations import examine, find
 
-from gemma_doctor.architectures.base import (
+from gemma_doctor.architectures.bounds import Bound, Prover
+from gemma_doctor.architectures.expressions import (
     AfterNorm,
     Input,
     Joined,
@@ -34,7 +35,6 @@ from gemma_doctor.architectures.base import (
     Unbounded,
     Within,
 )
-from gemma_doctor.architectures.bounds import Bound, Prover
 from gemma_doctor.architectures.typical import typical_rms
 from gemma_doctor.records import Finding
 from gemma_doctor.tensors import MeasuredTensor, TensorInfo, TensorStats

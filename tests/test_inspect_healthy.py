@@ -52,6 +52,7 @@ def test_a_sick_gemma3n_gets_all_its_findings_and_no_other() -> None:
     sick = plant(sick, f"{text}norm.weight", np.nan)
     sick = plant(sick, f"{text}layers.0.mlp.up_proj.weight", 1e5)
     sick = plant(sick, f"{text}layers.1.mlp.up_proj.weight", 4e4)
+    sick = plant(sick, f"{text}embed_tokens.weight", 300.0)
     sick |= {
         f"{text}layers.2.input_layernorm.weight": np.full(16, 1e-9, np.float32),
         f"{text}layers.3.input_layernorm.weight": np.zeros(16, np.float32),

@@ -123,8 +123,6 @@ UNMEASURED: Mapping[str, tuple[tuple[int, ...], int]] = {
     "F6_E2M3": ((4,), 3),
     "F6_E3M2": ((4,), 3),
     "C64": ((1,), 8),
-    "F8_E4M3FNUZ": ((2,), 2),
-    "F8_E5M2FNUZ": ((2,), 2),
 }
 
 

@@ -70,7 +70,7 @@ def test_all_codes_of_16_bits_by_their_upper_byte(dtype: str) -> None:
         check_tensor(Tensor(dtype, (16, 16), (np.arange(256, dtype="<u2") + 256 * upper).astype("<u2").tobytes()))
 
 
-@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"])
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", *TABLES, "I8", "U8", "BOOL"])
 def test_all_codes_of_8_bits(dtype: str) -> None:
     check_tensor(Tensor(dtype, (16, 16), bytes(range(256))))
     for code in range(256):
@@ -94,7 +94,11 @@ THRESHOLDS = [  # dtype, first code that overflows, that is normal, that is kept
     ("F8_E5M2", None, 0x04, 0x01),
     ("F8_E4M3", None, 0x01, 0x01),
     ("F8_E8M0", 143, 113, 103),
+    ("F8_E4M3FNUZ", None, 0x01, 0x01),
+    ("F8_E5M2FNUZ", None, 0x08, 0x01),
 ]
+
+ONE_NAN = ("F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 
 @pytest.mark.parametrize(("dtype", "overflow", "normal", "kept"), THRESHOLDS)
@@ -118,7 +122,7 @@ def test_where_float16_ends(dtype: str, overflow: int | None, normal: int, kept:
 def test_nan_whatever_its_payload_and_infinity_are_no_extremes(dtype: str) -> None:
     beyond = [code for code in edges(dtype) if not math.isfinite(value(dtype, code))]
     one = next(code for code in edges(dtype) if value(dtype, code) == 1.0)
-    assert len(beyond) > 1 or dtype == "F8_E8M0"
+    assert len(beyond) == 1 if dtype in ONE_NAN else len(beyond) > 1
     stats = whole(Tensor(dtype, (len(beyond) + 1,), packed(dtype, [*beyond, one])))
     assert (stats.nan + stats.inf, stats.minimum, stats.maximum, stats.rms) == (len(beyond), 1.0, 1.0, 1.0)
     stats = whole(Tensor(dtype, (1, len(beyond)), packed(dtype, beyond)))

@@ -13,92 +13,16 @@ from typing import Any
 import jsonschema
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
+from report_strategies import reports
 from sample_reports import PUBLISHED, finding, report, tensor
 
 from gemma_doctor.errors import UsageError
-from gemma_doctor.records import (
-    LOADERS,
-    SEVERITIES,
-    TARGET_DTYPES,
-    Coverage,
-    Finding,
-    Repair,
-    Report,
-    Skipped,
-    Suppressed,
-)
+from gemma_doctor.records import Coverage, Report, Skipped, Suppressed
 from gemma_doctor.reports.machine import from_json, to_dict, to_json
-from gemma_doctor.tensors import MeasuredTensor, TensorInfo, TensorStats
+from gemma_doctor.tensors import TensorStats
 
 SCHEMA = json.loads((files("gemma_doctor") / "report.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
-
-counts = st.integers(0, 2**63)
-magnitudes = st.none() | st.floats(0, allow_nan=False)
-extremes = st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**64 - 1)
-texts = st.text(st.characters(exclude_categories=()), max_size=8)
-
-
-@st.composite
-def figures(draw: st.DrawFn, count: int) -> TensorStats:
-    """A finished record, numbers at the edges of float64 included."""
-    nan = draw(st.integers(0, count))
-    inf = draw(st.integers(0, count - nan))
-    mean_square = draw(st.floats(0, allow_nan=False, allow_infinity=False))
-    return TensorStats(
-        count=count,
-        nan=nan,
-        inf=inf,
-        zeros=draw(counts),
-        fp16_overflow=draw(counts),
-        fp16_subnormal=draw(counts),
-        fp16_underflow=draw(counts),
-        minimum=draw(extremes),
-        maximum=draw(extremes),
-        squares=draw(st.sampled_from([None, Fraction(mean_square) * (count - nan - inf)])),
-        zero_rows=draw(counts),
-        row_l1_max=draw(magnitudes),
-        row_squares_max=draw(magnitudes),
-    )
-
-
-@st.composite
-def tensors(draw: st.DrawFn) -> MeasuredTensor:
-    shape = tuple(draw(st.lists(st.integers(0, 99), max_size=4)))
-    start = draw(counts)
-    info = TensorInfo(draw(texts), draw(texts), shape, draw(texts), start, start + draw(counts))
-    limit = draw(st.none() | st.floats(1e-300, 65504))
-    return MeasuredTensor(info, draw(figures(math.prod(shape))), draw(st.sampled_from(["conv", "other"])), limit)
-
-
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
-findings = st.builds(
-    Finding,
-    st.from_regex(r"GD[0-9]{3}", fullmatch=True),
-    texts,
-    st.sampled_from(SEVERITIES),
-    texts,
-    st.none() | texts,
-    st.none() | texts,
-    st.dictionaries(texts, scalars, max_size=3),
-    st.sampled_from([None, Repair("rescale-conv", "eps")]),
-)
-reports = st.builds(
-    Report,
-    version=texts,
-    source=st.just(report().source),
-    target_dtype=st.sampled_from(TARGET_DTYPES),
-    loader=st.sampled_from(LOADERS),
-    coverage=st.builds(Coverage, counts, counts, st.lists(st.builds(Skipped, texts, texts), max_size=2).map(tuple)),
-    findings=st.lists(findings, max_size=3).map(tuple),
-    tensors=st.lists(tensors(), max_size=3).map(tuple),
-    seconds=st.floats(0, 1e6),
-    suppressed=st.lists(
-        st.builds(Suppressed, findings, st.sampled_from(["allow", "baseline"]), texts, texts), max_size=2
-    ).map(tuple),
-    remarks=st.lists(texts, max_size=2).map(tuple),
-)
 
 
 @given(reports)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Literal, Protocol, TypeAlias
 
 from gemma_doctor.tensors import MeasuredTensor
@@ -27,6 +28,7 @@ __all__ = [
     "Finding",
     "Loader",
     "Progress",
+    "Proof",
     "Repair",
     "Report",
     "Severity",
@@ -34,6 +36,7 @@ __all__ = [
     "Source",
     "Suppressed",
     "TargetDtype",
+    "failing",
 ]
 
 SCHEMA_VERSION = 1
@@ -46,6 +49,12 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 FailOn: TypeAlias = Literal["error", "warning", "note", "never"]
 FAIL_ON: tuple[FailOn, ...] = ("error", "warning", "note", "never")
 """The least severity that makes a scan fail; the first is the default."""
+
+
+def failing(fail_on: FailOn) -> tuple[Severity, ...]:
+    """The severities that make a scan fail."""
+    return () if fail_on == "never" else SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+
 
 Loader: TypeAlias = Literal["transformers", "transformers-pre-5.6", "vllm", "llama.cpp"]
 LOADERS: tuple[Loader, ...] = ("transformers", "transformers-pre-5.6", "vllm", "llama.cpp")
@@ -202,7 +211,7 @@ class Source:
     Attributes:
         uri: The SOURCE as it was given.
         revision: Commit of a Hub repository; None for local files.
-        format: ``"safetensors"`` or ``"gguf"``.
+        format: ``"safetensors"`` or ``"gguf"``; ``"torch"`` for a model in memory.
         architecture: The model family that the config names (``"gemma3n"``, ``"gemma3"``, ``"generic"`` …).
         files: The tensor files.
     """
@@ -212,6 +221,26 @@ class Source:
     format: str
     architecture: str
     files: tuple[FileInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How much of a float16 run is proved to stay within its limits, whatever the input (GD301's page has the terms).
+
+    Attributes:
+        values: Tensors that the run writes, as far as the architecture is declared.
+        safe: Those of them whose bound fits.
+        assumptions: What the bounds take for granted, a clause each.
+    """
+
+    values: int
+    safe: int
+    assumptions: tuple[str, ...]
+
+    @property
+    def certified(self) -> bool:
+        """Whether all of them fit: the model cannot overflow in the forward pass, whatever the input."""
+        return 0 < self.values == self.safe
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +260,8 @@ class Report:
         activations: What a verification measured, in the order of execution; empty for a scan.
         verification: How the model was run and what came of it; None for a scan.
         remarks: What else the user should know, a sentence each: baseline and allow entries without a finding.
+        proof: What is proved of a run in float16; None where the architecture is not declared, or another dtype, or
+            a part of the checkpoint only, was asked for.
     """
 
     version: str
@@ -245,6 +276,7 @@ class Report:
     activations: tuple[Activation, ...] = ()
     verification: Verification | None = None
     remarks: tuple[str, ...] = ()
+    proof: Proof | None = None
 
     @property
     def complete(self) -> bool:
@@ -259,3 +291,9 @@ class Report:
     def worst(self) -> Severity | None:
         """Gravest severity among the findings; None where there are none."""
         return next((s for s in SEVERITIES if self.count(s)), None)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict and the findings."""
+        # The only step upwards: a notebook asks the record itself, and records know no renderer.
+        page = import_module("gemma_doctor.reports.page")
+        return str(page.to_fragment(self))

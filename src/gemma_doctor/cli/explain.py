@@ -37,8 +37,8 @@ def command(
 
 
 def _list() -> None:
-    from gemma_doctor.inspect import registry as rules
-    from gemma_doctor.repair import registry as passes
+    from gemma_doctor import catalog as rules
+    from gemma_doctor.repair.planning import registry as passes
     from gemma_doctor.reports import manual
 
     found = [(item.id, item.name, item.severity, _summary(rules.page(item))) for item in rules.RULES]
@@ -48,8 +48,8 @@ def _list() -> None:
 
 def _page(name: str) -> str:
     """The page of the rule or pass of that name."""
-    from gemma_doctor.inspect import registry as rules
-    from gemma_doctor.repair import registry as passes
+    from gemma_doctor import catalog as rules
+    from gemma_doctor.repair.planning import registry as passes
 
     known = {one.name for one in passes.PASSES}
     closest = get_close_matches(name.lower(), [*known, *(rule.name for rule in rules.RULES)], n=1)

@@ -73,9 +73,9 @@ class Sections(TyperCommand):
             section = getattr(param, "rich_help_panel", None) or f"{param.param_type_name.capitalize()}s"
             if record:
                 sections.setdefault(section, []).append(record)
-        for title, records in sections.items():
+        for title in sorted(sections, key=lambda title: title == RUNNING):  # last, wherever its options are declared
             with formatter.section(title):
-                formatter.write_dl(records)
+                formatter.write_dl(sections[title])
 
 
 app = typer.Typer(

@@ -11,29 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gemma_doctor.cli.frame import OUTPUT, Words, option, words
-from gemma_doctor.cli.options import (
-    BaselineFile,
-    ConfigFile,
-    FailOnChoice,
-    Ignore,
-    Jobs,
-    LoaderChoice,
-    Quiet,
-    Select,
-    SourceName,
-    TargetChoice,
-    Wanted,
-    settings_for,
-)
+from gemma_doctor.cli.groups import grouped
+from gemma_doctor.cli.options import Quiet, SourceName, Verdict, Wanted
 from gemma_doctor.cli.outlet import Outlet
-from gemma_doctor.cli.running import examine, progress
+from gemma_doctor.cli.outputs import Documents, Telling
+from gemma_doctor.cli.running import applied, examine, progress
 from gemma_doctor.errors import UsageError
-from gemma_doctor.records import FAIL_ON, SEVERITIES, FailOn
+from gemma_doctor.records import FailOn, failing
 
 if TYPE_CHECKING:
     from gemma_doctor.checkpoint import Checkpoint
     from gemma_doctor.doctor import Options
     from gemma_doctor.plans import Applied, Plan
+    from gemma_doctor.records import Report
 
 __all__ = ["EPILOG", "command"]
 
@@ -43,21 +33,26 @@ EPILOG = """Examples:
 
 \b
   gemma-doctor repair gemma-3n-E2B-it/ --dry-run
-  gemma-doctor repair gemma-3n-E2B-it/ --output mended
+  gemma-doctor repair gemma-3n-E2B-it/ --output mended --html report.html
   gemma-doctor repair gemma-3n-E2B-it/ --output mended --pass rescale-conv --calibration trace.json
   gemma-doctor repair gemma-3n-E2B-it/ --dry-run --save-plan plan.json
   gemma-doctor repair gemma-3n-E2B-it/ --plan plan.json --output mended --link
 
 The source is never touched. The output appears when it is complete and checked, or not at all; where there is
 nothing to mend, nothing is written. `gemma-doctor rule` lists the passes.
+HTML, Markdown, SARIF, JUnit and plot show the scan before the repair; HTML and Markdown show the plan as well.
 
 Exit codes: 0 mended, or nothing to mend; 1 findings at or above --fail-on are left, which the plan does not
 mend; 2 not repaired: bad usage, unreadable input, anything left unmeasured, or the output cannot be written.
 With --dry-run, the code that the repair would have."""
 
 
+@grouped
 def command(  # noqa: PLR0913  # typer reads the options from the signature
     source: SourceName,
+    wanted: Wanted,
+    verdict: Verdict,
+    documents: Documents,
     *,
     output: Annotated[Path | None, option(OUTPUT, "DIR", "Folder for the mended copy: new or empty.")] = None,
     pass_: Annotated[
@@ -69,13 +64,6 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
         Path | None, option(MENDING, "TRACE.json", "Peaks measured in a running model, to scale by.")
     ] = None,
     plan: Annotated[Path | None, option(MENDING, "FILE", "Apply this saved plan as it is; nothing is scanned.")] = None,
-    select: Select = None,
-    ignore: Ignore = None,
-    target_dtype: TargetChoice = None,
-    loader: LoaderChoice = None,
-    fail_on: FailOnChoice = None,
-    config: ConfigFile = None,
-    baseline: BaselineFile = None,
     dry_run: Annotated[bool, option(OUTPUT, None, "Print the plan and write no checkpoint.", "--dry-run")] = False,
     save_plan: Annotated[str | None, option(OUTPUT, "FILE", "Write the plan as JSON; - is standard output.")] = None,
     link: Annotated[
@@ -86,30 +74,40 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
     ] = False,
     json: Annotated[str | None, option(OUTPUT, "PATH", "Write plan and result as JSON; - is standard output.")] = None,
     quiet: Quiet = False,
-    jobs: Jobs = None,
 ) -> None:
     """Write a mended copy of a checkpoint; the source is never touched.
 
     Scans, plans what mends the findings, prints the plan, writes the copy and checks every byte of it.
     """
-    outlet = Outlet(json, save_plan, quiet)
+    outlet = Outlet(documents, json, save_plan, quiet)
     outlet.check()
-    wanted = Wanted(select, ignore, None, None, target_dtype, loader, jobs, baseline)
     if plan is not None:
-        _check_plan_alone(**asdict(wanted), save_plan=save_plan, calibration=calibration, **{"pass": pass_})
+        scanning = {**asdict(wanted), **asdict(documents), "save_plan": save_plan, "calibration": calibration}
+        _check_plan_alone(**scanning, **{"pass": pass_})
     _check_passes(words(pass_), unsafe=unsafe)
     checkpoint = _open(source, output, dry_run=dry_run, force=force)
-    chosen = settings_for(source, config)
+    chosen = verdict.settings(source)
+    least = verdict.least(chosen)
     if plan is not None:
         what = _saved(plan, unsafe=unsafe)
+        outlet.show_plan(what, checkpoint.tensors)
     else:
-        what = _planned(source, wanted.options(chosen), words(pass_), calibration, unsafe=unsafe, quiet=quiet)
-    outlet.show_plan(what, checkpoint.tensors)
+        options = wanted.options(chosen)
+        report, what = _planned(source, options, words(pass_), calibration, unsafe=unsafe, quiet=quiet)
+        outlet.show_plan(what, checkpoint.tensors)
+        outlet.show_report(report, _telling(source, options, least, what))
     if output is None or dry_run or not what.edits:
         outlet.show_unwritten(what, source, save_plan or plan)
     else:
         outlet.show_applied(what, _apply(what, source, output, link=link, force=force, quiet=quiet), output)
-    raise typer.Exit(_exit_code(what, fail_on or chosen.fail_on or FAIL_ON[0]))
+    raise typer.Exit(_exit_code(what, least))
+
+
+def _telling(source: str, options: Options, least: FailOn, plan: Plan) -> Telling:
+    """What documents say beside the report of the scan."""
+    from gemma_doctor.inspect.registry import RULES
+
+    return Telling(source, applied(options, RULES), least, plan=plan)
 
 
 def _check_plan_alone(**scanning: object) -> None:
@@ -122,7 +120,7 @@ def _check_plan_alone(**scanning: object) -> None:
 def _open(source: str, output: Path | None, *, dry_run: bool, force: bool) -> Checkpoint:
     """The source, once the output is known to have its place: a scan can take long."""
     from gemma_doctor.checkpoint import open_checkpoint
-    from gemma_doctor.repair.place import check_place
+    from gemma_doctor.repair.applying.place import check_place
 
     if output is None and not dry_run:
         raise UsageError("where to? Give --output DIR for the mended copy, or --dry-run to see the plan only")
@@ -148,7 +146,7 @@ def _saved(path: Path, *, unsafe: bool) -> Plan:
 
 def _check_passes(passes: tuple[str, ...], *, unsafe: bool) -> None:
     """Refuse passes that are unknown, in conflict, or not allowed, before the scan."""
-    from gemma_doctor.repair.registry import select
+    from gemma_doctor.repair.planning.registry import select
 
     lossy = [one.name for one in select(passes) if one.exactness == "lossy"]
     if passes and lossy and not unsafe:
@@ -157,14 +155,14 @@ def _check_passes(passes: tuple[str, ...], *, unsafe: bool) -> None:
 
 def _planned(  # noqa: PLR0913  # what the command line says about a plan
     source: str, options: Options, passes: tuple[str, ...], calibration: Path | None, *, unsafe: bool, quiet: bool
-) -> Plan:
-    """The plan for what a scan finds."""
+) -> tuple[Report, Plan]:
+    """What a scan finds, and the plan for it."""
     from gemma_doctor import doctor
-    from gemma_doctor.repair.calibration import read_calibration
+    from gemma_doctor.repair.evidence.calibration import read_calibration
 
     trace = read_calibration(calibration) if calibration else None
     report = examine(source, options, quiet=quiet)
-    return doctor.plan(report, passes=passes, unsafe=unsafe, calibration=trace)
+    return report, doctor.plan(report, passes=passes, unsafe=unsafe, calibration=trace)
 
 
 def _apply(  # noqa: PLR0913  # what the command line says about the copy
@@ -178,5 +176,4 @@ def _apply(  # noqa: PLR0913  # what the command line says about the copy
 
 def _exit_code(plan: Plan, fail_on: FailOn) -> int:
     """1 where the plan leaves something that is grave enough."""
-    grave = () if fail_on == "never" else SEVERITIES[: SEVERITIES.index(fail_on) + 1]
-    return int(any(item.severity in grave for item in plan.left))
+    return int(any(item.severity in failing(fail_on) for item in plan.left))

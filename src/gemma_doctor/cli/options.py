@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -23,11 +23,11 @@ __all__ = [
     "FailOnChoice",
     "Ignore",
     "Jobs",
-    "LoaderChoice",
     "Quiet",
+    "ScanWanted",
     "Select",
     "SourceName",
-    "TargetChoice",
+    "Verdict",
     "Wanted",
     "settings_for",
 ]
@@ -37,8 +37,6 @@ SourceName: TypeAlias = Annotated[
 ]
 Select: TypeAlias = Annotated[Words, option(WHAT, "RULE", "Run these rules only (id or prefix). Repeatable.")]
 Ignore: TypeAlias = Annotated[Words, option(WHAT, "RULE", "Leave these rules out; the longest prefix wins.")]
-TargetChoice: TypeAlias = Annotated[TargetDtype | None, choice(WHAT, TARGET_DTYPES, "What the weights are judged for.")]
-LoaderChoice: TypeAlias = Annotated[Loader | None, choice(WHAT, LOADERS, "What the tensors must satisfy.")]
 FailOnChoice: TypeAlias = Annotated[FailOn | None, choice(VERDICT, FAIL_ON, "Exit with 1 from this severity up.")]
 ConfigFile: TypeAlias = Annotated[Path | None, option(VERDICT, "FILE", "Read settings from this file and no other.")]
 BaselineFile: TypeAlias = Annotated[
@@ -58,28 +56,45 @@ def settings_for(source: str, config: Path | None) -> Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the command line says of what counts.
+
+    Attributes:
+        fail_on: ``--fail-on``.
+        config: ``--config``.
+    """
+
+    fail_on: FailOnChoice = None
+    config: ConfigFile = None
+
+    def settings(self, source: str) -> Settings:
+        """The settings that hold for a source; what its own settings file says is shown."""
+        return settings_for(source, self.config)
+
+    def least(self, chosen: Settings) -> FailOn:
+        """The least severity that fails: what the command line says, or the settings, or the default."""
+        return self.fail_on or chosen.fail_on or FAIL_ON[0]
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """What the command line says of an examination.
 
     Attributes:
         select: ``--select``.
         ignore: ``--ignore``.
-        include: ``--include``.
-        exclude: ``--exclude``.
         target_dtype: ``--target-dtype``.
         loader: ``--loader``.
-        jobs: ``--jobs``.
         baseline: ``--baseline``.
+        jobs: ``--jobs``.
     """
 
-    select: Words = None
-    ignore: Words = None
-    include: Words = None
-    exclude: Words = None
-    target_dtype: TargetDtype | None = None
-    loader: Loader | None = None
-    jobs: int | None = None
-    baseline: Path | None = None
+    select: Select = None
+    ignore: Ignore = None
+    target_dtype: Annotated[TargetDtype | None, choice(WHAT, TARGET_DTYPES, "What the weights are judged for.")] = None
+    loader: Annotated[Loader | None, choice(WHAT, LOADERS, "What the tensors must satisfy.")] = None
+    baseline: BaselineFile = None
+    jobs: Jobs = None
 
     def options(self, chosen: Settings) -> Options:
         """The same for the doctor, and what the settings say where the command line says nothing."""
@@ -92,10 +107,26 @@ class Wanted:
         return Options(
             select=words(self.select) or chosen.select,
             ignore=words(self.ignore) or chosen.ignore,
-            include=tuple(self.include or ()),
-            exclude=tuple(self.exclude or ()),
             target_dtype=self.target_dtype or chosen.target_dtype or TARGET_DTYPES[0],
             loader=self.loader or chosen.loader or LOADERS[0],
             jobs=self.jobs,
             suppressions=Suppressions(chosen.per_tensor_ignores, chosen.allow, known),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ScanWanted(Wanted):
+    """What the command line says of a scan, which may be of some tensors only.
+
+    Attributes:
+        include: ``--include``.
+        exclude: ``--exclude``.
+    """
+
+    include: Annotated[Words, option(WHAT, "GLOB", "Measure only tensors of these names. Repeatable.")] = None
+    exclude: Annotated[Words, option(WHAT, "GLOB", "Leave out tensors of these names. Repeatable.")] = None
+
+    def options(self, chosen: Settings) -> Options:
+        """The same for the doctor."""
+        whole = Wanted.options(self, chosen)
+        return replace(whole, include=tuple(self.include or ()), exclude=tuple(self.exclude or ()))

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemma_doctor.cli.outputs import Documents, Telling, write_all
 from gemma_doctor.cli.running import MENDED, spelled
-from gemma_doctor.errors import UsageError
 from gemma_doctor.plans import Applied, Plan
-from gemma_doctor.reports.documents import STDOUT, check_target, draw, write
+from gemma_doctor.records import Report
+from gemma_doctor.reports.documents import STDOUT, draw, write
 from gemma_doctor.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -25,11 +26,13 @@ class Outlet:
     """What the command line says of the output.
 
     Attributes:
+        documents: Documents of the scan before the repair.
         json: ``--json``.
         save_plan: ``--save-plan``.
         quiet: ``--quiet``.
     """
 
+    documents: Documents
     json: str | None
     save_plan: str | None
     quiet: bool
@@ -38,12 +41,13 @@ class Outlet:
         """Refuse documents that could not be written, before the work that they are for.
 
         Raises:
-            UsageError: If one cannot be written, or both would go to standard output.
+            UsageError: If one cannot be written, or two have one target.
         """
-        for target in (self.json, self.save_plan):
-            check_target(target)
-        if self.json == self.save_plan == STDOUT:
-            raise UsageError("--json and --save-plan cannot both go to standard output")
+        self.documents.check(json=self.json, save_plan=self.save_plan)
+
+    def show_report(self, report: Report, telling: Telling) -> None:
+        """What the scan found, to where it was asked for; people are shown the plan instead."""
+        write_all(self.documents, report, telling, others=(self.json, self.save_plan))
 
     def show_plan(self, plan: Plan, tensors: Mapping[str, TensorInfo]) -> None:
         """The plan, to where it was asked for and to people."""
@@ -88,5 +92,5 @@ class Outlet:
 
     def _draw(self, picture: Callable[[Console], None]) -> None:
         """Print for people, unless a document has standard output for itself."""
-        if STDOUT not in {self.json, self.save_plan}:
+        if not self.documents.taken(self.json, self.save_plan):
             draw(picture)

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gemma_doctor.catalog import AnyRule
     from gemma_doctor.doctor import Options, Progress
     from gemma_doctor.records import Report
 
-__all__ = ["MENDED", "examine", "next_commands", "progress", "spelled"]
+__all__ = ["MENDED", "applied", "examine", "next_commands", "progress", "spelled"]
 
 MENDED = "mended"
 """What examples call the output of a repair."""
@@ -25,6 +26,18 @@ def examine(source: str, options: Options, *, quiet: bool) -> Report:
 
     with progress("scanning", quiet=quiet) as bar:
         return doctor.scan(source, options, bar)
+
+
+def applied(options: Options, known: Sequence[AnyRule]) -> tuple[AnyRule, ...]:
+    """The rules that an examination applies.
+
+    Args:
+        options: How it was asked for.
+        known: The rules of its kind: those of a scan, or those of a verification.
+    """
+    from gemma_doctor import catalog
+
+    return tuple(rule for rule in catalog.select(options.select, options.ignore) if rule in known)
 
 
 def progress(doing: str, *, quiet: bool) -> AbstractContextManager[Progress | None]:

@@ -6,6 +6,7 @@ Importing it is cheap: rich comes with the first drawing.
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,11 @@ from gemma_doctor.reports.names import safe_text
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["STDOUT", "check_target", "draw", "say", "write"]
+__all__ = ["STDOUT", "append", "check_target", "draw", "on_github", "say", "write"]
 
 STDOUT = "-"
 _TENSOR_FILES = {".safetensors", ".gguf"}
+_MOST_SUMMARY = 1 << 20  # bytes of a step's summary; GitHub drops one that is larger
 
 
 def check_target(target: str | Path | None) -> None:
@@ -65,11 +67,41 @@ def _write_whole(stream: TextIO, text: str) -> None:
     stream.buffer.flush()
 
 
+def append(path: Path, text: str) -> str:
+    """Add a document to the summary of a workflow's step.
+
+    Returns:
+        Why it was not added; empty where it was.
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    try:
+        with path.open("ab") as summary:
+            if summary.tell() + len(data) > _MOST_SUMMARY:
+                return f"the step's summary has no room for the report: GitHub takes {_MOST_SUMMARY:,} bytes"
+            summary.write(data)
+    except OSError as error:
+        return f"the step's summary {path} cannot be written: {error.strerror}"
+    return ""
+
+
+def on_github() -> bool:
+    """Whether this is a step of a GitHub workflow, whose runner reads commands out of what is printed."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
 def draw(picture: Callable[[Console], None]) -> None:
-    """Print on standard output what ``picture`` prints on a console."""
+    """Print on standard output what ``picture`` prints on a console.
+
+    In a GitHub workflow, no line of it is a command, whatever a tensor is called: commands are off meanwhile
+    (https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands, "Stopping and starting").
+    """
     from gemma_doctor.reports.sheet import rendered  # noqa: PLC0415  # rich takes 0.1 s to load
 
-    write(STDOUT, rendered(picture, sys.stdout))
+    text = rendered(picture, sys.stdout)
+    if on_github():
+        token = secrets.token_hex(16)
+        text = f"::stop-commands::{token}\n{text}::{token}::\n"
+    write(STDOUT, text)
 
 
 def say(message: str) -> None:

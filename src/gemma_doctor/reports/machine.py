@@ -6,11 +6,12 @@ Law: ``to_dict(from_json(to_json(report))) == to_dict(report)`` for every report
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from gemma_doctor.records import SCHEMA_VERSION, Coverage, Finding, Report, Source, Suppressed
+from gemma_doctor.records import SCHEMA_VERSION, Coverage, Finding, Proof, Report, Source, Suppressed
+from gemma_doctor.reports.figures import figures, rows, strict
+from gemma_doctor.reports.machine_verification import activation_dict, verification_dict
 from gemma_doctor.reports.saved import read_report
 from gemma_doctor.tensors import MeasuredTensor
 
@@ -20,7 +21,7 @@ __all__ = ["from_json", "to_dict", "to_json"]
 def to_json(report: Report) -> str:
     """The report as a JSON document that ends in a newline.
 
-    Each finding and each tensor has a line of its own, so that ``grep`` and ``diff`` work on it. The text is
+    Each finding, tensor and activation has a line of its own, so that ``grep`` and ``diff`` work on it. The text is
     ASCII, and strict: it holds no NaN and no Infinity.
     """
     return "".join(_lines(to_dict(report)))
@@ -56,10 +57,12 @@ def to_dict(report: Report) -> dict[str, Any]:
         "coverage": _coverage(report.coverage),
         "summary": _summary(report),
         "remarks": list(report.remarks),
+        "proof": None if report.proof is None else _proof(report.proof),
         "findings": [_finding(finding) for finding in report.findings],
         "suppressed": [_suppressed(item) for item in report.suppressed],
         "tensors": [_tensor(tensor) for tensor in report.tensors],
-        "activations": [],
+        "verification": None if report.verification is None else verification_dict(report.verification),
+        "activations": [activation_dict(activation) for activation in report.activations],
     }
 
 
@@ -87,7 +90,16 @@ def _summary(report: Report) -> dict[str, Any]:
         "warnings": report.count("warning"),
         "notes": report.count("note"),
         "suppressed": len(report.suppressed),
-        "seconds": _strict(report.seconds),
+        "seconds": strict(report.seconds),
+    }
+
+
+def _proof(proof: Proof) -> dict[str, Any]:
+    return {
+        "certified": proof.certified,
+        "values": proof.values,
+        "safe": proof.safe,
+        "assumptions": list(proof.assumptions),
     }
 
 
@@ -100,7 +112,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "tensor": finding.tensor,
         "file": finding.file,
         "message": finding.message,
-        "evidence": _strict(finding.evidence),
+        "evidence": strict(finding.evidence),
         "repair": None if repair is None else {"pass": repair.pass_name, "exactness": repair.exactness},
     }
 
@@ -117,36 +129,13 @@ def _tensor(tensor: MeasuredTensor) -> dict[str, Any]:
         "offset": info.start,
         "dtype": info.dtype,
         "shape": list(info.shape),
-        "numel": info.numel,
         "bytes": info.nbytes,
         "role": tensor.role,
-        "absmax": _strict(stats.absmax),
-        "min": _strict(stats.minimum),
-        "max": _strict(stats.maximum),
-        "nan": stats.nan,
-        "inf": stats.inf,
-        "zeros": stats.zeros,
-        "zero_rows": stats.zero_rows,
-        "fp16_overflow": stats.fp16_overflow,
-        "fp16_subnormal": stats.fp16_subnormal,
-        "fp16_underflow": stats.fp16_underflow,
-        "rms": _strict(stats.rms),
-        "row_l1_max": _strict(stats.row_l1_max),
-        "row_l2_max": _strict(stats.row_l2_max),
-        "limit": _strict(tensor.limit),
-        "input_budget": _strict(tensor.input_budget),
+        **figures(stats),
+        **rows(stats),
+        "limit": strict(tensor.limit),
+        "input_budget": strict(tensor.input_budget),
     }
-
-
-def _strict(value: Any) -> Any:  # noqa: ANN401  # JSON values
-    """``value`` with lists for tuples and None for floats that JSON cannot hold."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return value
 
 
 def _lines(document: dict[str, Any]) -> Iterator[str]:

@@ -6,10 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
-__all__ = ["MAX_NAME", "common_prefix", "elide", "fold", "ranges", "safe_text"]
+__all__ = ["MAX_NAME", "MAX_TEXT", "clipped", "common_prefix", "elide", "fold", "ranges", "safe_text"]
 
 MAX_NAME = 240
 """Characters of a name that are shown anywhere; Gemma's longest has 84."""
+
+MAX_TEXT = 1000
+"""Characters of a message that documents show; ours have at most about 600, without the names that they quote."""
 
 _DOTS = "…"
 _HEAD = 8  # of an elided name, the tail tells tensors apart: the head keeps a third, and at most this many characters
@@ -25,6 +28,12 @@ def safe_text(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def clipped(text: str, most: int = MAX_TEXT) -> str:
+    """``text`` made safe as by :func:`safe_text`, and cut after ``most`` characters."""
+    text = safe_text(text)
+    return text if len(text) <= most else f"{text[:most]}{_DOTS}"
 
 
 def _escaped(char: str) -> str:

@@ -6,30 +6,15 @@ comes what is left, and why. Families of tensors are folded and long lists are c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gemma_doctor.checkpoint.dtypes import BITS
-from gemma_doctor.plans import (
-    Add,
-    Applied,
-    Cast,
-    Clamp,
-    Drop,
-    Edit,
-    Left,
-    Leftover,
-    Plan,
-    Rename,
-    Scale,
-    SetConfig,
-    ZeroNonfinite,
-)
+from gemma_doctor.plans import Applied, Edit, Left, Leftover, Plan
 from gemma_doctor.records import SEVERITIES, Exactness
 from gemma_doctor.reports.digest import Statement, folded
+from gemma_doctor.reports.edits import EXACTNESS, cost, lines, signed, subject
 from gemma_doctor.reports.entries import write_commands, write_entries
-from gemma_doctor.reports.names import common_prefix, elide, fold, safe_text
+from gemma_doctor.reports.names import common_prefix, elide, safe_text
 from gemma_doctor.reports.sheet import SEVERITY_STYLES, Sheet
 from gemma_doctor.reports.wording import counted, listed, size
 from gemma_doctor.tensors import TensorInfo
@@ -42,11 +27,11 @@ __all__ = ["render_applied", "render_brief", "render_plan", "render_unwritten"]
 _ROWS = 10  # rows of a pass's table
 _DOES = 28  # characters for what an edit does: the name beside it needs the rest of the line
 _REASONS = 3  # reasons of a pass that are shown in full
-_EXACTNESS: Mapping[Exactness, tuple[str, str]] = {
-    "exact": ("the same function", "bold green"),
-    "eps": ("the same function up to a norm's eps", "bold cyan"),
-    "rounded": ("stored values are rounded", "bold yellow"),
-    "lossy": ("changes the function", "bold red"),
+_STYLES: Mapping[Exactness, str] = {
+    "exact": "bold green",
+    "eps": "bold cyan",
+    "rounded": "bold yellow",
+    "lossy": "bold red",
 }
 
 
@@ -64,9 +49,8 @@ def render_plan(plan: Plan, tensors: Mapping[str, TensorInfo], console: Console)
     for edit in plan.edits:
         groups.setdefault((edit.pass_name, edit.exactness), []).append(edit)
     for (name, exactness), edits in groups.items():
-        meaning, style = _EXACTNESS[exactness]
         sheet.blank()
-        sheet.paragraph((name, "bold"), " (", (exactness, style), f": {meaning})", hang=2)
+        sheet.paragraph((name, "bold"), " (", (exactness, _STYLES[exactness]), f": {EXACTNESS[exactness]})", hang=2)
         _table(edits, tensors, sheet)
         _reasons(edits, sheet)
     _left(plan.left, sheet)
@@ -121,7 +105,7 @@ def _head(plan: Plan, tensors: Mapping[str, TensorInfo], sheet: Sheet) -> None:
         return
     rules = listed(sorted({edit.reason.rule for edit in plan.edits}))
     before = sum(tensor.nbytes for tensor in tensors.values())
-    after = before + sum(_cost(edit, tensors) for edit in plan.edits)
+    after = before + sum(cost(edit, tensors) for edit in plan.edits)
     bytes_after = "and stay that size" if after == before else f"and become {size(after)}"
     sheet.paragraph(
         (f"Plan: {counted(len(plan.edits), 'edit')}", "bold"),
@@ -141,14 +125,14 @@ def _nothing(plan: Plan, sheet: Sheet) -> None:
 def _table(edits: Sequence[Edit], tensors: Mapping[str, TensorInfo], sheet: Sheet) -> None:
     """The edits of a pass, a row for each family of tensors to which it does the same."""
     prefix = _shared(edits)
-    alike: dict[tuple[str, str], dict[str, int]] = {}
-    for edit in edits:
-        does = elide(safe_text(_does(edit, tensors)), _DOES)
-        alike.setdefault((does, edit.reason.rule), {})[_subject(edit)] = _cost(edit, tensors)
     rows = [
-        (_counted_name(pattern[len(prefix) :], members), does, rule, _signed(sum(costs[name] for name in members)))
-        for (does, rule), costs in alike.items()
-        for pattern, members in fold(costs)
+        (
+            _counted_name(line.name[len(prefix) :], line.count),
+            elide(safe_text(line.does), _DOES),
+            line.rule,
+            signed(line.cost),
+        )
+        for line in lines(edits, tensors)
     ]
     sheet.table((f"in {prefix}" if prefix else "what", "edit", "for", "bytes"), rows[:_ROWS])
     if len(rows) > _ROWS:
@@ -158,7 +142,7 @@ def _table(edits: Sequence[Edit], tensors: Mapping[str, TensorInfo], sheet: Shee
 def _reasons(edits: Sequence[Edit], sheet: Sheet) -> None:
     """Why, the worst first; the names only where there is more than one reason."""
     cut = len(_shared(edits))
-    entries = folded(Statement(_subject(edit)[cut:], edit.reason.message, edit.reason.evidence) for edit in edits)
+    entries = folded(Statement(subject(edit)[cut:], edit.reason.message, edit.reason.evidence) for edit in edits)
     if len(entries) == 1:
         sheet.paragraph(entries[0].message, indent=6)
     else:
@@ -181,59 +165,11 @@ def _left(left: Sequence[Left], sheet: Sheet) -> None:
 
 def _shared(edits: Sequence[Edit]) -> str:
     """What the names of a pass's tensors begin with, which is said once."""
-    return common_prefix([_subject(edit) for edit in edits])
+    return common_prefix([subject(edit) for edit in edits])
 
 
-def _subject(edit: Edit) -> str:
-    """What an edit changes."""
-    return f"{'.'.join(edit.path)} in config.json" if isinstance(edit, SetConfig) else edit.tensor
-
-
-def _does(edit: Edit, tensors: Mapping[str, TensorInfo]) -> str:  # noqa: PLR0911  # one line for each kind of edit
-    """What an edit does, in a few words."""
-    match edit:
-        case Scale():
-            return f"times 2^{edit.exponent}"
-        case Cast():
-            return f"{tensors[edit.tensor].dtype} to {edit.dtype}" if edit.tensor in tensors else f"to {edit.dtype}"
-        case Clamp():
-            return f"clamped to {edit.limit:g}"
-        case ZeroNonfinite():
-            return "NaN and inf to 0"
-        case Drop():
-            return "left out"
-        case Add():
-            return f"{math.prod(edit.shape):,} zeros, {edit.dtype}"
-        case Rename():
-            return f"to {_new_head(edit.tensor, edit.to)}"
-        case SetConfig():
-            return f"set to {edit.value}"
-
-
-def _new_head(old: str, new: str) -> str:
-    """The new name up to where both go on alike."""
-    parts, others = new.split("."), old.split(".")
-    while len(parts) > 1 and len(others) > 1 and parts[-1] == others[-1]:
-        del parts[-1], others[-1]
-    return ".".join(parts) + (".…" if ".".join(parts) != new else "")
-
-
-def _cost(edit: Edit, tensors: Mapping[str, TensorInfo]) -> int:
-    """Bytes that an edit adds to the tensors, or takes from them if negative."""
-    tensor = None if isinstance(edit, SetConfig) else tensors.get(edit.tensor)
-    if isinstance(edit, Add):
-        return math.prod(edit.shape) * BITS[edit.dtype] // 8
-    if tensor is not None and isinstance(edit, Cast):
-        return tensor.numel * BITS[edit.dtype] // 8 - tensor.nbytes
-    return -tensor.nbytes if tensor is not None and isinstance(edit, Drop) else 0
-
-
-def _signed(nbytes: int) -> str:
-    return f"{'-' if nbytes < 0 else '+'}{size(abs(nbytes))}" if nbytes else "0"
-
-
-def _counted_name(name: str, members: Sequence[str]) -> str:
-    return f"{name} ({len(members)})" if len(members) > 1 else name
+def _counted_name(name: str, members: int) -> str:
+    return f"{name} ({members})" if members > 1 else name
 
 
 def _cleared(leftover: Leftover) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from typing import Any, NoReturn, get_args
 
 from gemma_doctor.errors import UsageError
@@ -22,15 +21,17 @@ from gemma_doctor.records import (
     Exactness,
     FileInfo,
     Finding,
+    Proof,
     Repair,
     Report,
-    Scalar,
     Skipped,
     Source,
     Suppressed,
     SuppressedBy,
 )
-from gemma_doctor.tensors import MeasuredTensor, Role, TensorInfo, TensorStats
+from gemma_doctor.reports.figures import read_figures, read_rows
+from gemma_doctor.reports.saved_verification import read_activation, read_scalar, read_shape, read_verification
+from gemma_doctor.tensors import MeasuredTensor, Role, TensorInfo
 
 __all__ = ["read_report"]
 
@@ -53,7 +54,11 @@ def read_report(text: str | bytes, name: str, write: Callable[[Report], dict[str
     document = Node(_parse(text, error), "", error)
     _check_version(document)
     report = _report(document)
-    _check_same(document, write(report))
+    try:
+        again = write(report)
+    except OverflowError as problem:  # an integer that no float64 can hold, where a quotient is written
+        raise error(f"a number leaves float64's range: {problem}") from problem
+    _check_same(document, again)
     return report
 
 
@@ -105,7 +110,10 @@ def _report(node: Node) -> Report:
         tensors=tuple(map(_tensor, node.member("tensors").items())),
         seconds=node.member("summary").member("seconds").number(),
         suppressed=tuple(map(_suppressed, node.member("suppressed").items())),
+        activations=tuple(map(read_activation, node.member("activations").items())),
+        verification=node.member("verification").maybe(read_verification),
         remarks=tuple(item.text() for item in node.member("remarks").items()),
+        proof=node.member("proof").maybe(_proof),
     )
 
 
@@ -138,6 +146,14 @@ def _coverage(node: Node) -> Coverage:
     )
 
 
+def _proof(node: Node) -> Proof:
+    return Proof(
+        values=node.member("values").count(),
+        safe=node.member("safe").count(),
+        assumptions=tuple(item.text() for item in node.member("assumptions").items()),
+    )
+
+
 def _finding(node: Node) -> Finding:
     return Finding(
         rule=node.member("rule").text(),
@@ -146,15 +162,9 @@ def _finding(node: Node) -> Finding:
         message=node.member("message").text(),
         tensor=node.member("tensor").maybe(Node.text),
         file=node.member("file").maybe(Node.text),
-        evidence={key: _scalar(item) for key, item in node.member("evidence").table().items()},
+        evidence={key: read_scalar(item) for key, item in node.member("evidence").table().items()},
         repair=node.member("repair").maybe(_repair),
     )
-
-
-def _scalar(node: Node) -> Scalar:
-    if isinstance(node.value, (str, bool)) or node.value is None:
-        return node.value
-    return node.number()
 
 
 def _repair(node: Node) -> Repair:
@@ -173,7 +183,7 @@ def _suppressed(node: Node) -> Suppressed:
 def _tensor(node: Node) -> MeasuredTensor:
     return MeasuredTensor(
         info=_info(node),
-        stats=_stats(node),
+        stats=read_rows(node, read_figures(node)),
         role=node.member("role").choice(get_args(Role)),
         limit=node.member("limit").maybe(Node.number),
     )
@@ -184,30 +194,8 @@ def _info(node: Node) -> TensorInfo:
     return TensorInfo(
         name=node.member("name").text(),
         dtype=node.member("dtype").text(),
-        shape=tuple(extent.count() for extent in node.member("shape").items()),
+        shape=read_shape(node),
         file=node.member("file").text(),
         start=offset,
         stop=offset + node.member("bytes").count(),
-    )
-
-
-def _stats(node: Node) -> TensorStats:
-    numel, nan, inf = (node.member(key).count() for key in ("numel", "nan", "inf"))
-    rms = node.member("rms").maybe(Node.number)
-    row_l2 = node.member("row_l2_max").maybe(Node.number)
-    return TensorStats(
-        count=numel,
-        nan=nan,
-        inf=inf,
-        zeros=node.member("zeros").count(),
-        fp16_overflow=node.member("fp16_overflow").count(),
-        fp16_subnormal=node.member("fp16_subnormal").count(),
-        fp16_underflow=node.member("fp16_underflow").count(),
-        minimum=node.member("min").maybe(Node.number),
-        maximum=node.member("max").maybe(Node.number),
-        # The square of a correctly rounded root has that same root, so the written norms survive.
-        squares=None if rms is None else Fraction(rms) ** 2 * (numel - nan - inf),
-        zero_rows=node.member("zero_rows").count(),
-        row_l1_max=node.member("row_l1_max").maybe(Node.number),
-        row_squares_max=None if row_l2 is None else row_l2 * row_l2,
     )

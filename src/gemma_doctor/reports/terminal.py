@@ -10,22 +10,20 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gemma_doctor.records import Report, Skipped
+from gemma_doctor.records import Proof, Report, Skipped
+from gemma_doctor.reports.convolutions import HEADER, MEANING, largest
 from gemma_doctor.reports.digest import digest, groups
 from gemma_doctor.reports.entries import write_commands, write_entries, write_names
-from gemma_doctor.reports.names import common_prefix
+from gemma_doctor.reports.runs import write_runs
 from gemma_doctor.reports.sheet import SEVERITY_STYLES, Sheet
-from gemma_doctor.reports.wording import counted, parameters, size, state, verdict
-from gemma_doctor.tensors import MeasuredTensor
+from gemma_doctor.reports.wording import counted, measured, proved, state, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["render", "render_brief"]
 
-_ROWS = 5  # as many as the published table of Gemma 3n's convolutions
 _WIDE = 72  # columns from which the table has room for the limit
-_LEAST, _MOST = 0.01, 1e6  # between them a number is written without an exponent
 
 
 def render(report: Report, console: Console, commands: Sequence[tuple[str, str]] = ()) -> None:
@@ -41,9 +39,11 @@ def render(report: Report, console: Console, commands: Sequence[tuple[str, str]]
     _source(report, sheet)
     _findings(report, sheet)
     _convolutions(report, sheet)
+    write_runs(report, sheet)
     sheet.blank()
-    _coverage(report, sheet)
-    _skipped(report.coverage.skipped, sheet)
+    sheet.paragraph(measured(report), hang=2)
+    _proof(report.proof, sheet)
+    _skipped(report.coverage.skipped, "tensor" if report.verification is None else "run", sheet)
     _set_aside(report, sheet)
     write_commands(commands, sheet)
 
@@ -55,7 +55,7 @@ def render_brief(report: Report, console: Console) -> None:
     _findings(report, sheet)
     if report.coverage.skipped:
         sheet.blank()
-    _skipped(report.coverage.skipped, sheet)
+    _skipped(report.coverage.skipped, "tensor" if report.verification is None else "run", sheet)
 
 
 def _verdict(report: Report, sheet: Sheet) -> None:
@@ -84,50 +84,29 @@ def _findings(report: Report, sheet: Sheet) -> None:
 
 
 def _convolutions(report: Report, sheet: Sheet) -> None:
-    convs = [tensor for tensor in report.tensors if tensor.role == "conv" and tensor.stats.absmax is not None]
-    if not convs or report.target_dtype != "float16":
+    table = largest(report)
+    if table is None:
         return
-    largest = sorted(convs, key=lambda tensor: -(tensor.stats.absmax or 0))[:_ROWS]
-    prefix = common_prefix([tensor.info.name for tensor in largest])
     sheet.blank()
-    sheet.paragraph(("Largest convolution weights", "bold"), f" ({len(largest)} of {len(convs):,})")
-    header = (f"in {prefix}" if prefix else "tensor", "max abs", "input budget", "limit")
+    sheet.paragraph(("Largest convolution weights", "bold"), f" ({len(table.rows)} of {table.total:,})")
+    header = (f"in {table.prefix}" if table.prefix else "tensor", *HEADER)
     columns = len(header) if sheet.width is None or sheet.width >= _WIDE else len(header) - 1
-    sheet.table(header[:columns], [_row(tensor, len(prefix))[:columns] for tensor in largest])
-    sheet.paragraph(
-        ("Inputs up to the budget cannot lift any output over its limit, whatever their signs.", "dim"), indent=2
-    )
+    sheet.table(header[:columns], [row[:columns] for row in table.rows])
+    sheet.paragraph((MEANING, "dim"), indent=2)
 
 
-def _row(tensor: MeasuredTensor, cut: int) -> tuple[str, ...]:
-    numbers = (tensor.stats.absmax, tensor.input_budget)
-    limit = "-" if tensor.limit is None else f"{tensor.limit:g}"
-    return (tensor.info.name[cut:], *("-" if number is None else _number(number) for number in numbers), limit)
+def _proof(proof: Proof | None, sheet: Sheet) -> None:
+    if proof is None:
+        return
+    sheet.paragraph(("Proved safe: ", "bold"), f"{proved(proof)} (gemma-doctor rule GD301 says how).", hang=2)
 
 
-def _number(number: float) -> str:
-    """Three decimals, as in the published table; an exponent where they would not do."""
-    return f"{number:,.3f}" if not number or _LEAST <= number < _MOST else f"{number:.3e}"
-
-
-def _coverage(report: Report, sheet: Sheet) -> None:
-    covered, seconds = report.coverage, report.seconds
-    nbytes = sum(tensor.info.nbytes for tensor in report.tensors)
-    numel = sum(tensor.info.numel for tensor in report.tensors)
-    speed = f" ({size(nbytes / seconds)}/s)" if seconds > 0 else ""
-    sheet.paragraph(
-        f"Measured {covered.measured:,} of {counted(covered.expected, 'tensor')}: {parameters(numel)}, "
-        f"{size(nbytes)} in {seconds:.3g} s{speed}.",
-        hang=2,
-    )
-
-
-def _skipped(skipped: Sequence[Skipped], sheet: Sheet) -> None:
+def _skipped(skipped: Sequence[Skipped], noun: str, sheet: Sheet) -> None:
     reasons: dict[str, list[str]] = {}
     for item in skipped:
         reasons.setdefault(item.reason, []).append(item.tensor)
     for reason, names in reasons.items():
-        sheet.paragraph((f"Not measured: {counted(len(names), 'tensor')}", "bold"), f", {reason}", hang=2)
+        sheet.paragraph((f"Not measured: {counted(len(names), noun)}", "bold"), f", {reason}", hang=2)
         write_names(names, sheet)
 
 

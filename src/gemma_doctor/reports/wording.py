@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gemma_doctor.records import SEVERITIES, Report
+from gemma_doctor.records import SEVERITIES, Proof, Report
+from gemma_doctor.verifications import Verification
 
-__all__ = ["counted", "listed", "parameters", "size", "state", "verdict"]
+__all__ = ["counted", "listed", "measured", "parameters", "proved", "size", "state", "verdict"]
 
 _BILLION, _MILLION = 10**9, 10**6
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -19,7 +20,7 @@ def counted(number: int, noun: str) -> str:
 
 def listed(words: Sequence[str]) -> str:
     """``"a"``, ``"a and b"``, ``"a, b and c"``."""
-    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+    return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)
 
 
 def size(nbytes: float) -> str:
@@ -50,24 +51,48 @@ def verdict(report: Report) -> str:
     return f"{state(report)}{': ' if counts else ''}{counts}. {_prospect(report)}"
 
 
+def measured(report: Report) -> str:
+    """How much was measured, in a sentence."""
+    covered, seconds = report.coverage, report.seconds
+    if report.verification is not None:
+        return f"Judged {covered.measured:,} of {counted(covered.expected, 'run')} in {seconds:.3g} s."
+    nbytes = sum(tensor.info.nbytes for tensor in report.tensors)
+    numel = sum(tensor.info.numel for tensor in report.tensors)
+    speed = f" ({size(nbytes / seconds)}/s)" if seconds > 0 else ""
+    return (
+        f"Measured {covered.measured:,} of {counted(covered.expected, 'tensor')}: {parameters(numel)}, "
+        f"{size(nbytes)} in {seconds:.3g} s{speed}."
+    )
+
+
+def proved(proof: Proof) -> str:
+    """How much of a float16 run is proved safe, in a sentence without its first words."""
+    certified = "; so it cannot overflow in the forward pass" if proof.certified else ""
+    return f"{proof.safe:,} of {counted(proof.values, 'value')} of a float16 run, whatever the input{certified}"
+
+
 def state(report: Report) -> str:
     """How the checkpoint is, in a word or two; the verdict begins with it."""
     if not report.complete:
         return _incomplete(report)
     if report.worst in {None, "note"} and any(item.finding.severity != "note" for item in report.suppressed):
         return "Nothing new"
-    return {"error": "Sick", "warning": "At risk", "note": "Healthy", None: "Healthy"}[report.worst]
+    healthy = "Healthy" if report.verification is None else "Sound"
+    return {"error": "Sick", "warning": "At risk", "note": healthy, None: healthy}[report.worst]
 
 
 def _incomplete(report: Report) -> str:
     expected, measured = report.coverage.expected, report.coverage.measured
+    noun, done = ("tensor", "measured") if report.verification is None else ("run", "judged")
     if not measured:
-        return "Could not tell, no tensor was measured"
-    return f"Could not tell, {expected - measured:,} of {counted(expected, 'tensor')} not measured"
+        return f"Could not tell, no {noun} was {done}"
+    return f"Could not tell, {expected - measured:,} of {counted(expected, noun)} not {done}"
 
 
 def _prospect(report: Report) -> str:
     """What the target dtype makes of the weights; nothing is said that was not measured."""
+    if report.verification is not None:
+        return _ran(report.verification)
     floats = [tensor.stats for tensor in report.tensors if tensor.info.is_float]
     broken = sum(stats.nan + stats.inf for stats in floats)
     lost = sum(stats.fp16_overflow for stats in floats) if report.target_dtype == "float16" else 0
@@ -78,6 +103,19 @@ def _prospect(report: Report) -> str:
     if convs:
         said.append(f"{counted(convs, 'convolution')} may overflow")
     return f"In {report.target_dtype}: {', '.join(said)}." if said else _sound(report)
+
+
+def _ran(verification: Verification) -> str:
+    """What was run, and whether it came through."""
+    runs = listed([run.modality for run in verification.runs])
+    passes = "forward and backward" if verification.backward else "forward"
+    failed = [run.first_failure for run in verification.runs if run.first_failure is not None]
+    if not failed:
+        return f"Ran {passes} in float16 with {runs}: no operation overflowed."
+    first = failed[0].activation
+    name = f"{first.module}.{first.op}" if first.module else first.op
+    where = f"the cast of {name}" if first.phase == "load" else f"{first.op} in {first.module or 'the model itself'}"
+    return f"Ran {passes} in float16 with {runs}: {where} fails first."
 
 
 def _sound(report: Report) -> str:

@@ -1,0 +1,28 @@
+// The same chart for what a model's operations put out, in the order of execution.
+const PHASE_MARKS = { forward: "dot", backward: "cross", load: "square" };
+
+for (const box of document.querySelectorAll(".chart.activations")) {
+  const run = data.runs[box.dataset.run];
+  new Chart(box, {
+    length: run.step.length,
+    value: (i) => run.absmax[i],
+    broken: (i) => run.nonfinite[i] > 0,
+    kind: (i) => run.phase[i],
+    marks: PHASE_MARKS,
+    parts: [],
+    was: [],
+    faults: run.fault === null ? [] : [run.fault],
+    callouts: run.fault === null ? [] : [[run.fault, run.op[run.fault]]],
+    shown: () => null,
+    tell: (i) => {
+      const where = run.modules[run.module[i]] || "the model itself";
+      const lines = [named(where), `${run.op[i]}, ${run.phase[i]}, step ${count(run.step[i])}: largest magnitude ${exact(run.absmax[i])}`];
+      if (run.nonfinite[i]) lines.push(`${count(run.nonfinite[i])} NaN or inf`);
+      return lines;
+    },
+    act: () => {},
+  });
+  const legend = build("ul", { className: "legend" });
+  legendOf(legend, PHASE_MARKS, [...new Set(run.phase)]);
+  box.after(legend);
+}

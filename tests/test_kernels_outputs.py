@@ -1,0 +1,199 @@
+"""Statistics of tensors in memory equal the float64 oracle, by the compiled loops, by torch and by the fused kernel.
+
+The fused kernel runs in Triton's interpreter (see conftest.py); benchmarks/gpu_kernels.py compares on a GPU.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tensors import DTYPES, Tensor, agree, edges, item_size, packed, small
+
+from gemma_doctor.kernels import outputs_fused, outputs_torch
+from gemma_doctor.kernels.devices import runs_triton
+from gemma_doctor.kernels.outputs import launch
+from gemma_doctor.tensors import TensorStats
+
+Measure = Callable[[Sequence[torch.Tensor]], list[TensorStats]]
+
+NAMES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+FUSED = ("F16", "BF16", "F32")
+
+
+def by_torch(tensors: Sequence[torch.Tensor]) -> list[TensorStats]:
+    return outputs_torch.read(outputs_torch.enqueue(tensors), [tensor.numel() for tensor in tensors])
+
+
+def by_triton(tensors: Sequence[torch.Tensor]) -> list[TensorStats]:
+    return outputs_fused.read(outputs_fused.enqueue(tensors), [tensor.numel() for tensor in tensors])
+
+
+def in_torch(raw: bytes, dtype: str, skipped: int = 0) -> torch.Tensor:
+    """The elements in memory that starts so many elements after a multiple of 64 bytes; shape (elements,)."""
+    data = torch.empty(skipped * item_size(dtype) + len(raw), dtype=torch.uint8)
+    data[skipped * item_size(dtype) :] = torch.from_numpy(np.frombuffer(raw or b"\0", np.uint8).copy())[: len(raw)]
+    return data.view(NAMES[dtype])[skipped:]
+
+
+def check(measure: Measure, cases: Sequence[tuple[str, bytes, int]]) -> None:
+    """All cases (dtype, bytes, elements before them) in one call against the oracle."""
+    found = measure([in_torch(raw, dtype, skipped) for dtype, raw, skipped in cases])
+    for stats, (dtype, raw, _) in zip(found, cases, strict=True):
+        agree(stats, oracle.measure(raw, dtype, (len(raw) // item_size(dtype),)))
+
+
+def telling(dtype: str) -> list[bytes]:
+    """Tensors of few elements or of one kind, each with something to find."""
+    alone = [packed(dtype, [code]) for code in edges(dtype)]
+    zeros = packed(dtype, [0, 1 << 8 * item_size(dtype) - 1]) * 40
+    return [b"", zeros, b"".join(alone), *alone]
+
+
+def wide(dtype: str, length: int, scale: float = 1.0) -> bytes:
+    """Normally distributed elements."""
+    values = torch.randn(length, generator=torch.Generator().manual_seed(length)) * scale
+    return bytes(values.to(NAMES[dtype]).view(torch.uint8).numpy())
+
+
+# Every way to the figures
+
+
+@pytest.mark.parametrize("measure", [by_torch, lambda tensors: launch(tensors).stats()], ids=["torch", "launch"])
+@pytest.mark.parametrize("dtype", NAMES)
+def test_each_edge_alone_and_all_together(measure: Measure, dtype: str) -> None:
+    check(measure, [(dtype, raw, 0) for raw in telling(dtype)])
+
+
+@pytest.mark.parametrize("measure", [by_torch, lambda tensors: launch(tensors).stats()], ids=["torch", "launch"])
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_all_codes_of_16_bits(measure: Measure, dtype: str) -> None:
+    check(measure, [(dtype, np.arange(1 << 16, dtype="<u2").tobytes(), 0)])
+
+
+@given(st.lists(small(tuple(NAMES)), min_size=1, max_size=3))
+def test_any_bits(tensors: list[Tensor]) -> None:
+    cases = [(tensor.dtype, tensor.raw, 0) for tensor in tensors]
+    check(lambda given: launch(given).stats(), cases)
+    check(by_torch, cases)
+
+
+interpreted = pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # what the interpreter's NumPy says of NaN and overflow
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", FUSED)
+def test_the_fused_kernel_on_each_edge_alone_and_all_together(dtype: str) -> None:
+    check(by_triton, [(dtype, raw, 0) for raw in telling(dtype)[:: 1 if dtype == "F16" else 3]])
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_the_fused_kernel_on_all_codes_of_16_bits(dtype: str) -> None:
+    codes = np.arange(1 << 16, dtype="<u2")
+    kept = codes & 0x7FFF < (0x7C00 if dtype == "F16" else 0x4780)  # nothing here calls for a second look
+    check(by_triton, [(dtype, codes.tobytes(), 0), (dtype, codes[kept].tobytes(), 0)])
+
+
+@interpreted
+def test_dtypes_lengths_and_addresses_in_one_launch() -> None:
+    cases = [(dtype, wide(dtype, length), length % 9) for dtype in FUSED for length in (1, 8, 257, 4096, 8191)]
+    check(by_triton, cases)
+
+
+@interpreted
+@pytest.mark.parametrize("scale", [2.0**-120, 2.0**-60, 2.0**-20, 2.0**100])
+def test_squares_that_float32_does_not_hold(scale: float) -> None:
+    check(by_triton, [(dtype, wide(dtype, 3000, scale), 0) for dtype in ("BF16", "F32")])
+
+
+@interpreted
+def test_a_tensor_of_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs_fused, "_PROGRAMS", 3)
+    spoilt = bytearray(wide("BF16", 50_001))
+    spoilt[60_000:60_002] = (0x7F80).to_bytes(2, "little")
+    check(by_triton, [("BF16", bytes(spoilt), 1), ("BF16", wide("BF16", 70_000), 0)])
+
+
+# What launch makes of tensors
+
+
+def test_any_strides_and_shapes_are_measured() -> None:
+    base = torch.randn((2, 6, 5, 4), generator=torch.Generator().manual_seed(0))
+    views = [
+        base.permute(3, 0, 2, 1),
+        base.to(memory_format=torch.channels_last),
+        base[:, 1:3],
+        base[..., ::2],
+        base[:, :1, :, :1].expand(2, 3, 5, 2),
+        base[0, 0, 0, 0],
+        torch.empty((0, 4)).T,
+        torch._neg_view(base),  # noqa: SLF001  # as `.conj().imag` makes it
+    ]
+    for view, stats in zip(views, launch(views).stats(), strict=True):
+        agree(stats, oracle.measure(view.contiguous().resolve_neg().numpy(), "F32", (view.numel(),)))
+
+
+def test_dense_tensors_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = torch.randn((2, 6, 5, 4)).permute(3, 0, 2, 1)
+    gaps = dense[:2]
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda *_: pytest.fail("copied"))
+    launch([dense])
+    with pytest.raises(pytest.fail.Exception, match="copied"):
+        launch([gaps])
+
+
+def test_later_changes_and_drops_are_not_seen() -> None:
+    tensor = torch.ones(5, requires_grad=True)
+    held = weakref.ref(tensor)
+    launched = launch([tensor])
+    with torch.no_grad():
+        tensor.zero_()
+    del tensor
+    assert held() is None
+    assert launched.stats()[0].zeros == 0
+    assert launched.stats() == launched.stats()
+
+
+def test_nothing_has_no_figures() -> None:
+    assert launch([]).stats() == []
+    assert launch([torch.empty(0)]).stats() == [TensorStats()]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=f"{dtype} cannot be measured"):
+        launch([torch.ones(3), torch.ones(3, dtype=dtype)])
+
+
+def test_tensors_of_two_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="not on cpu, meta"):
+        launch([torch.ones(3), torch.ones(3, device="meta")])
+
+
+@pytest.mark.parametrize(("capability", "triton"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_old_gpus_get_plain_torch(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], *, triton: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert runs_triton.__wrapped__(torch.device("cuda", 0)) is triton
+    assert not runs_triton.__wrapped__(torch.device("cpu"))
+
+
+def test_the_oracle_knows_them_all() -> None:
+    assert {*NAMES} < {*DTYPES}
