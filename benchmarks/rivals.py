@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,9 +17,22 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 
-__all__ = ["copy", "peer", "plain_read", "sequential_read", "weightlens"]
+from gemma_doctor.checkpoint.writer import start_writeback
+
+__all__ = [
+    "copy",
+    "copy_and_sync",
+    "hash_all",
+    "hashed_copy",
+    "peer",
+    "plain_read",
+    "sequential_read",
+    "weightlens",
+]
 
 CHUNK = 8 << 20
+HOT = 1 << 18
+"""Bytes that stay in the second-level cache."""
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -67,3 +82,54 @@ def weightlens(file: Path, threads: int) -> None:
 def copy(source: Path, target: Path) -> None:
     """``cp -r``."""
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)  # noqa: S607
+
+
+def copy_and_sync(source: Path, target: Path) -> None:
+    """``cp -r``, and an fsync of each file: until then a part of the copy is in memory only."""
+    copy(source, target)
+    for file in target.iterdir():
+        _sync(file)
+
+
+def hashed_copy(source: Path, target: Path, threads: int) -> None:
+    """The least that a copy with hashes does: each file read once, hashed with SHA-256, written, synced; nothing else.
+
+    All files at once, so that the threads end together.
+    """
+    target.mkdir()
+    files = list(source.iterdir())
+    with ThreadPoolExecutor(max(threads, len(files))) as pool:
+        list(pool.map(lambda file: _hashed_copy(file, target / file.name), files))
+
+
+def hash_all(files: list[Path], threads: int) -> None:
+    """The least that the hashes of linked files cost: SHA-256 of each file, a file to a thread."""
+    with ThreadPoolExecutor(max(threads, len(files))) as pool:
+        list(pool.map(_sha256, files))
+
+
+def _hashed_copy(source: Path, target: Path) -> str:
+    digest, block, done = hashlib.sha256(), memoryview(bytearray(HOT)), 0
+    with source.open("rb", buffering=0) as stream, target.open("wb", buffering=0) as copied:
+        while count := stream.readinto(block):
+            digest.update(block[:count])
+            copied.write(block[:count])
+            done += count
+            if done % CHUNK == 0:
+                start_writeback(copied.fileno(), done - CHUNK, CHUNK)
+        os.fsync(copied.fileno())
+    return digest.hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    digest, block = hashlib.sha256(), memoryview(bytearray(HOT))
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -19,8 +19,8 @@ class Row:
         ours: Our figure, with its unit.
         beside: What it is measured against, and its figure.
         ratio: Ours over theirs, as the target means it; None where the target is a figure.
-        target: What is asked.
-        met: Whether it is reached.
+        target: What is asked; empty for a row that only explains another.
+        met: Whether it is reached; None where nothing is asked.
     """
 
     what: str
@@ -28,7 +28,7 @@ class Row:
     beside: str
     ratio: float | None
     target: str
-    met: bool
+    met: bool | None
 
 
 def race(entrants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -53,6 +53,6 @@ def markdown(rows: list[Row]) -> str:
     lines = ["| what | ours | beside it | ratio | target | met |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        met = "yes" if row.met else "**no**"
+        met = "" if row.met is None else "yes" if row.met else "**no**"
         lines.append(f"| {row.what} | {row.ours} | {row.beside} | {ratio} | {row.target} | {met} |")
     return "\n".join(lines) + "\n"

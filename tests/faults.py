@@ -1,6 +1,6 @@
 """Float16 faults planted in tiny models that are true to their architecture, and models that are large but sound.
 
-tests/test_verify_faults.py holds the tool to them; tools/faults.py prints what other means say of each.
+tests/test_verify_faults.py holds the tool to them; tools/fault_table.py prints what other means say of each.
 """
 
 from __future__ import annotations

@@ -5,21 +5,43 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import torchvision_operators
 from checkpoints import healthy, tiny_gemma3_config, write
 from jsonschema import Draft202012Validator
+from typer.testing import CliRunner
 
 import gemma_doctor
+from gemma_doctor.cli import app
 from gemma_doctor.repair.evidence.calibration import read_calibration
 from gemma_doctor.reports import machine
 
 
-def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*words: str | Path) -> Done:
+    """The command line in this process: loading torch and transformers takes longer than what is tested."""
+    with torch.enable_grad():
+        done = CliRunner().invoke(app, [*map(str, words)])
+    return Done(done.exit_code, done.stdout, done.stderr)
+
+
+def in_a_process(*words: str | Path) -> Done:
+    """The command line in a process of its own."""
     command = [sys.executable, torchvision_operators.__file__, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +60,8 @@ def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_sound_model_exits_with_0_and_says_what_was_measured(sound: Path, tmp_path: Path) -> None:
-    done = run(
-        "verify", sound, "--seq-len", "8", "--json", tmp_path / "report.json", "--trace", tmp_path / "trace.json"
-    )
+    files = ("--json", tmp_path / "report.json", "--trace", tmp_path / "trace.json")
+    done = in_a_process("verify", sound, "--seq-len", "8", *files)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Sound. Ran forward and backward in float16 with text: no operation overflowed.")
     for said in ("none overflowed", "logits: KL", "(bfloat16: KL", "loss scales 2^0 to 2^", "Not as on a T4:"):
@@ -56,7 +77,7 @@ def test_a_sound_model_exits_with_0_and_says_what_was_measured(sound: Path, tmp_
 
 
 def test_a_sick_model_exits_with_1_and_names_the_operation(sick: Path) -> None:
-    done = run("verify", sick, "--seq-len", "8", "--no-backward")
+    done = in_a_process("verify", sick, "--seq-len", "8", "--no-backward")
     assert done.returncode == 1, done.stderr
     assert "error GD401 fp16-forward-overflow" in done.stdout
     assert "aten.mul in model.embed_tokens makes 8 of 128 elements inf or NaN" in done.stdout

@@ -77,3 +77,11 @@ def test_scanning_needs_neither_torch_nor_transformers(decoys: Path, tmp_path: P
     loaded = loaded_by("scan", str(checkpoint), decoys=decoys)
     assert "numba" in loaded
     assert loaded.isdisjoint(HEAVY)
+
+
+def test_the_kernels_room_loads_torch_only_for_a_guard(decoys: Path) -> None:
+    done = run("import sys, gemma_doctor.kernels.measure; print(*sys.modules)", decoys=decoys)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()).isdisjoint(HEAVY)
+    done = run("import gemma_doctor.kernels; gemma_doctor.kernels.guard", decoys=decoys)
+    assert "gemma_doctor/kernels/guards" in done.stderr  # the decoy of torch is empty

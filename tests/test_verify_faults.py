@@ -1,6 +1,6 @@
 """Planted faults: the true first operation is named; what is large but sound raises no alarm.
 
-tests/faults.py holds the cases; tools/faults.py prints what other means say of them.
+tests/faults.py holds the cases; tools/fault_table.py prints what other means say of them.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from gemma_doctor.inspect import registry as rules
-from gemma_doctor.inspect.rule import Rule
-from gemma_doctor.repair import registry as passes
-from gemma_doctor.repair.case import Pass
+from gemma_doctor import catalog as rules
+from gemma_doctor.repair.evidence.case import Pass
+from gemma_doctor.repair.planning import registry as passes
+from gemma_doctor.verify import registry as verifying
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -50,8 +50,12 @@ def write(wanted: Mapping[str, str], folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _rule(rule: Rule) -> str:
-    return f"{_notice('inspect/rules', rule.check)}\n\n{rules.page(rule)}"
+def _rule(rule: rules.AnyRule) -> str:
+    return f"{_notice(_room(rule), rule.check)}\n\n{rules.page(rule)}"
+
+
+def _room(rule: rules.AnyRule) -> str:
+    return "verify/rules" if rule in verifying.RULES else "inspect/rules"
 
 
 def _pass(one: Pass) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from gemma_doctor import catalog
-from gemma_doctor.architectures import detect_layout, identify
+from gemma_doctor.architectures import Model, detect_layout, identify
 from gemma_doctor.architectures.ranges import ASSUMPTIONS
 from gemma_doctor.catalog import AnyRule
 from gemma_doctor.checkpoint import Checkpoint, open_checkpoint, sha256
@@ -41,7 +41,7 @@ from gemma_doctor.repair.planning.planner import make_plan
 from gemma_doctor.tensors import TensorStats
 from gemma_doctor.verify import registry as verifying
 from gemma_doctor.verify.evidence import Evidence
-from gemma_doctor.verify.measures import Measures
+from gemma_doctor.verify.measures import Device, Measures
 from gemma_doctor.version import __version__
 
 __all__ = ["Options", "Progress", "exit_code", "plan", "repair", "scan", "verify"]
@@ -211,6 +211,7 @@ def verify(
     measures: Measures | None = None,
     options: Options | None = None,
     *,
+    device: Device | None = None,
     against: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Runs a checkpoint in float16, forward and backward, and watches every operation.
@@ -221,6 +222,7 @@ def verify(
         source: A checkpoint folder that transformers loads.
         measures: How to run it.
         options: Which rules to apply, and what the user has set aside.
+        device: Where to run, if not where ``measures`` says.
         against: Another checkpoint, whose logits in float32 are compared with this one's.
 
     Returns:
@@ -231,6 +233,8 @@ def verify(
         CheckpointError: If a file cannot be read, or transformers cannot load it.
     """
     options, measures = options or Options(), measures or Measures()
+    if device is not None:
+        measures = replace(measures, device=device)
     started = time.perf_counter()
     rules = _chosen(verifying.RULES, options)
     checkpoint = open_checkpoint(source)
@@ -254,12 +258,21 @@ def verify(
         coverage=Coverage(verified.asked, verified.asked - len(verified.skipped), verified.skipped),
         findings=parted.kept,
         suppressed=parted.suppressed,
-        remarks=parted.remarks,
+        remarks=(*parted.remarks, *_on_checkpointing(model, measures)),
         tensors=(),
         activations=verified.activations,
         verification=verified.verification,
         seconds=time.perf_counter() - started,
     )
+
+
+def _on_checkpointing(model: Model, measures: Measures) -> Iterator[str]:
+    """A trap that a run with non-reentrant checkpointing does not fall into."""
+    if model.shared_kv and measures.backward:
+        yield (
+            "its layers share KV: train it with non-reentrant gradient checkpointing (use_reentrant=False); reentrant, "
+            "transformers 5.23 gives the same loss and wrong gradients"
+        )
 
 
 def _chosen(own: tuple[AnyRule, ...], options: Options) -> tuple[AnyRule, ...]:

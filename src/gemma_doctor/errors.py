@@ -10,7 +10,8 @@
     │   ├── HeaderError          a safetensors header breaks the format
     │   ├── IndexFileError       an index or config file cannot be read
     │   └── ChangedError         the file changed while it was read, or since the plan was made
-    └── OutputError              the output could not be written; nothing of it is left
+    ├── OutputError              the output could not be written; nothing of it is left
+    └── PreflightError           the weights of a model that is about to be trained are sick
 
 Every message names the file, the tensor and the limit where there is one, and the next step.
 The command line turns each of them into one sentence and exit code 2.
@@ -25,6 +26,7 @@ __all__ = [
     "HeaderError",
     "IndexFileError",
     "OutputError",
+    "PreflightError",
     "SettingsError",
     "SourceNotFoundError",
     "UsageError",
@@ -64,4 +66,8 @@ class ChangedError(CheckpointError):
 
 
 class OutputError(DoctorError):
-    """The output could not be written; nothing of it is left."""
+    """The output could not be written, and nothing of it is left; or, if the message says so, the disk is in doubt."""
+
+
+class PreflightError(DoctorError):
+    """The weights of a model that is about to be trained are sick; the message holds the findings."""

@@ -29,6 +29,7 @@ __all__ = [
     "Reason",
     "Rename",
     "Scale",
+    "ScaleGain",
     "SetConfig",
     "WrittenFile",
     "ZeroNonfinite",
@@ -71,6 +72,17 @@ class _Edit:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale(_Edit):
     """Multiply a floating tensor by 2**exponent, in its dtype (exact but for overflow and lost subnormal bits)."""
+
+    tensor: str
+    exponent: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleGain(_Edit):
+    """Multiply a gain that is stored as what is added to one: w becomes 2**exponent * (1 + w) - 1.
+
+    The result is stored as float32, rounded once: near -1, where small gains lie, a narrower dtype would ruin it.
+    """
 
     tensor: str
     exponent: int
@@ -132,7 +144,7 @@ class SetConfig(_Edit):
     value: str | int | float | bool | None
 
 
-Edit: TypeAlias = Scale | Cast | Clamp | ZeroNonfinite | Drop | Add | Rename | SetConfig
+Edit: TypeAlias = Scale | ScaleGain | Cast | Clamp | ZeroNonfinite | Drop | Add | Rename | SetConfig
 """The closed union of edits."""
 
 

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
+from gemma_doctor import catalog
 from gemma_doctor.errors import SettingsError, UsageError
-from gemma_doctor.inspect import registry
 from gemma_doctor.inspect.suppression import Allow, Baseline, Ignore, Known
 from gemma_doctor.nodes import Node
 from gemma_doctor.records import FAIL_ON, LOADERS, SEVERITIES, TARGET_DTYPES, FailOn, Loader, Report, TargetDtype
@@ -161,7 +161,7 @@ def _rules(node: Node) -> tuple[str, ...]:
     """Ids or prefixes of rules, each of which names a rule."""
     items = node.items()
     for item in items:
-        _known_rule(item, lambda word: registry.select([word]))
+        _known_rule(item, lambda word: catalog.select([word]))
     return tuple(item.text() for item in items)
 
 
@@ -176,7 +176,7 @@ def _known_rule(node: Node, look_up: Callable[[str], T]) -> T:
 
 def _ignores(node: Node, origin: str) -> tuple[Ignore, ...]:
     return tuple(
-        Ignore(glob, tuple(rule.id for rule in registry.select(_rules(rules))) if rules.items() else (), origin)
+        Ignore(glob, tuple(rule.id for rule in catalog.select(_rules(rules))) if rules.items() else (), origin)
         for glob, rules in node.table().items()
     )
 
@@ -189,7 +189,7 @@ def _allow(node: Node, origin: str) -> Allow:
     reason = node.member("reason").text().strip()
     if not reason:
         node.member("reason").expected("a reason that whoever reads it later understands")
-    rule = _known_rule(node.member("rule"), registry.find_rule).id
+    rule = _known_rule(node.member("rule"), catalog.find_rule).id
     return Allow(rule, node.member("tensor").text(), sha256, reason, origin)
 
 

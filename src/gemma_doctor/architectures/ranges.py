@@ -148,7 +148,7 @@ def analyse(
     prover = Prover({**stats, **dict.fromkeys(absent, _ZERO)}, "float16")
     found = []
     for value in model.values:
-        peak = (peaks or {}).get(value.module or "")
+        peak = None if peaks is None or value.module is None else peaks.get(value.module)
         if peak is not None:
             prover.assume(value.source, peak)
         found.append(_bounded(value, prover.bound(value.source)))

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from gemma_doctor.cli import demonstrate, explain, mend, report, run, scan
 from gemma_doctor.cli.frame import Sections, app, main
-from gemma_doctor.cli.groups import grouped
 
 __all__ = ["app", "main"]
 
 app.command("scan", cls=Sections, epilog=scan.EPILOG)(scan.command)
 app.command("repair", cls=Sections, epilog=mend.EPILOG)(mend.command)
-app.command("verify", cls=Sections, epilog=run.EPILOG)(grouped(run.command))
+app.command("verify", cls=Sections, epilog=run.EPILOG)(run.command)
 app.command("report", cls=Sections, epilog=report.EPILOG)(report.command)
 app.command("rule", cls=Sections, epilog=explain.EPILOG)(explain.command)
 app.command("demo", cls=Sections, epilog=demonstrate.EPILOG)(demonstrate.command)

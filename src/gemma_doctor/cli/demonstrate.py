@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ EPILOG = """Examples:
 
 _KEEP = (spelled("demo", "--output", "gemma-demo"), "the same, and keep both checkpoints")
 _SICK = "sick"
+_VERIFY_NEEDS = ("torch", "transformers", "timm", "torchvision")
 
 
 def command(
@@ -30,7 +32,7 @@ def command(
         Path | None, option(OUTPUT, "DIR", f"Keep both checkpoints: DIR/{_SICK} and DIR/{MENDED}. New or empty.")
     ] = None,
 ) -> None:
-    """Build a small sick Gemma 3n, scan it, repair it, and scan the mended copy."""
+    """Build a small sick Gemma 3n, scan it, repair it, scan the mended copy, and run it if torch is there."""
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} is not an empty folder; name a new one with --output")
     with nullcontext(output) if output else tempfile.TemporaryDirectory(prefix="gemma-doctor-") as folder:
@@ -65,6 +67,21 @@ def _demonstrate(sick: Path, mended: Path) -> None:
     _step(f"$ {spelled('scan', str(mended))}")
     after = examine(str(mended), doctor.Options(), quiet=False)
     draw(lambda console: terminal.render(after, console))
+    if all(find_spec(name) for name in _VERIFY_NEEDS):
+        _verify(mended, sick)
+
+
+def _verify(mended: Path, sick: Path) -> None:
+    """A short run of the mended copy: its picture is small, so that a processor takes no more than a minute or two."""
+    from gemma_doctor import doctor
+    from gemma_doctor.reports import terminal
+    from gemma_doctor.verify.measures import Measures, Request
+
+    run = ("--against", str(sick), "--no-backward", "--seq-len", "32", "--image-size", "64")
+    _step(f"$ {spelled('verify', str(mended), *run)}")
+    measures = Measures(backward=False, request=Request(length=32, side=64))
+    verified = doctor.verify(mended, measures, against=sick)
+    draw(lambda console: terminal.render(verified, console))
 
 
 def _step(text: str) -> None:

@@ -4,27 +4,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gemma_doctor.cli.frame import OUTPUT, RUNNING, WHAT, Words, choice, option
-from gemma_doctor.cli.options import (
-    BaselineFile,
-    ConfigFile,
-    FailOnChoice,
-    Ignore,
-    Quiet,
-    Select,
-    SourceName,
-    Wanted,
-    settings_for,
-)
-from gemma_doctor.cli.running import spelled
+from gemma_doctor.cli.groups import grouped
+from gemma_doctor.cli.options import BaselineFile, Ignore, Quiet, Select, SourceName, Verdict, Wanted
+from gemma_doctor.cli.outputs import Outputs, Telling, write_all
+from gemma_doctor.cli.running import MENDED, applied, spelled
 from gemma_doctor.errors import UsageError
-from gemma_doctor.records import FAIL_ON
-from gemma_doctor.reports.documents import STDOUT, check_target, draw, write
+from gemma_doctor.reports.documents import write
 from gemma_doctor.verifications import MODALITIES, MODES, Modality, Mode
 from gemma_doctor.verify.measures import DEVICES, REFERENCES, Device, Measures, Reference, Request
 
@@ -147,56 +139,45 @@ class Manner:
         )
 
 
+@grouped
 def command(  # noqa: PLR0913  # typer reads the options from the signature
     source: SourceName,
-    *,
     inputs: Inputs,
     manner: Manner,
+    verdict: Verdict,
+    outputs: Outputs,
+    *,
     select: Select = None,
     ignore: Ignore = None,
-    fail_on: FailOnChoice = None,
-    config: ConfigFile = None,
     baseline: BaselineFile = None,
     trace: Annotated[
         str | None, option(OUTPUT, "TRACE.json", "Write what the reference measured, for repair --calibration.")
     ] = None,
-    json: Annotated[str | None, option(OUTPUT, "PATH", "Write the report as JSON; - is standard output.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run float16 forward and backward; confirm there are no infs, or name the first op that fails.
 
     Every operation is watched, and compared with a float32 run of the same inputs.
     """
-    for target in (trace, json):
-        check_target(target)
+    outputs.check(trace=trace)
     if trace is not None and manner.reference == "none":
         raise UsageError("--trace writes what the reference measured: leave out --reference none")
     measures = manner.measures(inputs)
-    chosen = settings_for(source, config)
+    chosen = verdict.settings(source)
     options = Wanted(select=select, ignore=ignore, baseline=baseline).options(chosen)
     from gemma_doctor import doctor
+    from gemma_doctor.reports import terminal
+    from gemma_doctor.reports.trace_file import to_trace
+    from gemma_doctor.verify.registry import RULES
 
     report = doctor.verify(source, measures, options, against=manner.against)
     if trace is not None:
-        from gemma_doctor.reports.trace_file import to_trace
-
         write(trace, to_trace(report))
-    _show(report, source, json, quiet=quiet)
-    raise typer.Exit(doctor.exit_code(report, fail_on or chosen.fail_on or FAIL_ON[0]))
-
-
-def _show(report: Report, source: str, json: str | None, *, quiet: bool) -> None:
-    """Write the report to where it was asked for, and to standard output unless a document goes there."""
-    from gemma_doctor.reports import machine, terminal
-
-    if json is not None:
-        write(json, machine.to_json(report))
-    if json == STDOUT:
-        return
-    if quiet:
-        draw(lambda console: terminal.render_brief(report, console))
-    else:
-        draw(lambda console: terminal.render(report, console, _next(report, source)))
+    least = verdict.least(chosen)
+    telling = Telling(source, applied(options, RULES), least, _next(report, source))
+    brief, whole = partial(terminal.render_brief, report), partial(terminal.render, report, commands=telling.commands)
+    write_all(outputs, report, telling, brief if quiet else whole, [trace])
+    raise typer.Exit(doctor.exit_code(report, least))
 
 
 def _next(report: Report, source: str) -> tuple[tuple[str, str], ...]:
@@ -205,11 +186,13 @@ def _next(report: Report, source: str) -> tuple[tuple[str, str], ...]:
         return ()
     rule = (spelled("rule", report.findings[0].rule), "what it means and how to mend it")
     mends = dict.fromkeys(finding.repair.pass_name for finding in report.findings if finding.repair)
-    calibrated: list[Any] = [
+    if not mends:
+        return (rule,)
+    return (
+        rule,
         (spelled("verify", source, "--no-backward", "--trace", "trace.json"), "measure what the repair is to fit"),
         (
-            spelled("repair", source, "--output", "mended", "--calibration", "trace.json"),
+            spelled("repair", source, "--output", MENDED, "--calibration", "trace.json"),
             f"mend it ({', '.join(mends)})",
         ),
-    ]
-    return (rule, *(calibrated if mends else ()))
+    )

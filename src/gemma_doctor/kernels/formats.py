@@ -93,7 +93,20 @@ def _e8m0() -> npt.NDArray[np.float64]:
     return values
 
 
-TABLES: dict[str, npt.NDArray[np.float64]] = {"F8_E8M0": _e8m0()}
+def _fnuz(fraction: int, bias: int) -> npt.NDArray[np.float64]:
+    """float8 without infinities and without a negative zero, whose code is the only NaN (arXiv:2206.02915)."""
+    codes = np.arange(128)
+    exponent = codes >> fraction
+    significand = (codes & ((1 << fraction) - 1)) + ((exponent > 0) << fraction)
+    positive = np.ldexp(significand.astype(np.float64), np.maximum(exponent, 1) - bias - fraction)
+    return np.concatenate((positive, [np.nan], -positive[1:]))
+
+
+TABLES: dict[str, npt.NDArray[np.float64]] = {
+    "F8_E8M0": _e8m0(),
+    "F8_E4M3FNUZ": _fnuz(3, 8),
+    "F8_E5M2FNUZ": _fnuz(2, 16),
+}
 """Formats measured through a table of all values by code."""
 
 UNMEASURED: dict[str, str] = {

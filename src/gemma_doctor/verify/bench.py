@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gemma_doctor.errors import UsageError
 from gemma_doctor.verify import machine
 from gemma_doctor.verify.inputs import Batch
 from gemma_doctor.verify.loading import Subject
@@ -65,7 +66,14 @@ def _recompute(model: Any) -> None:  # noqa: ANN401  # a class of transformers
     Never reentrant: with transformers 5.23 that gives wrong gradients where layers share KV (cosine 0.56 to 0.91).
     Layers are computed again only while training; dropout, which would change what they give, stays off.
     """
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    how = {"use_reentrant": False}
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5.23
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    except ValueError as error:
+        raise UsageError(f"--gradient-checkpointing: {error}") from error
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -73,6 +73,8 @@ class Subject:
 
     def _load(self, dtype: torch.dtype, memory: dict[Any, Any] | None) -> Any:  # noqa: ANN401
         spread: dict[str, Any] = {"device_map": "auto", "max_memory": memory} if memory else {}
+        logging = transformers.utils.logging
+        logging.disable_progress_bar()
         try:
             model, said = self.build.from_pretrained(
                 self.folder,
@@ -86,6 +88,8 @@ class Subject:
             )
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             raise CheckpointError(f"{self.folder}: transformers cannot load it: {_first_line(error)}") from error
+        finally:
+            logging.enable_progress_bar()
         missing = sorted(map(str, said["missing_keys"]))
         if missing:
             raise CheckpointError(

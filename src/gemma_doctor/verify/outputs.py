@@ -161,9 +161,9 @@ def worst(compared: Sequence[Compared]) -> dict[str, Compared]:
 
 
 def _floats(output: Any) -> Iterator[Tensor]:  # noqa: ANN401  # what a module may return
-    """The floating-point tensors of an output, the main one first."""
+    """The floating-point tensors of an output, the main one first; a loss is none."""
     if isinstance(output, Tensor):
-        if output.is_floating_point():
+        if output.is_floating_point() and output.ndim:
             yield output
     elif isinstance(output, Mapping):
         for value in output.values():

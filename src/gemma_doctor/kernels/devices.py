@@ -1,0 +1,26 @@
+"""Which devices run Triton's kernels; all others get plain torch."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+__all__ = ["runs_triton"]
+
+_OLDEST = 8
+"""Major compute capability of the oldest GPUs that Triton supports."""
+
+
+@cache
+def runs_triton(device: torch.device) -> bool:
+    """Whether Triton is installed and supports the device.
+
+    Triton supports NVIDIA GPUs of compute capability 8.0 and later (its README, "Compatibility"): not the T4 (7.5) or
+    the V100 (7.0), where its kernels may fail to compile or run wrong.
+    """
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    major, _ = torch.cuda.get_device_capability(device)
+    return int(major) >= _OLDEST

@@ -1,0 +1,1 @@
+"""Loaded models made safe in float16: see :func:`.guarding.guard`. Needs torch."""

@@ -1,0 +1,60 @@
+"""``guard`` and ``unguard``: a loaded model computes safely in float16, and its weights stay what they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gemma_doctor.kernels.guards import audio, encoder, gemma3, gemma3n
+from gemma_doctor.kernels.guards.planning import Planner, Site
+from gemma_doctor.kernels.guards.replacements import Guard, restore
+
+__all__ = ["guard", "unguard"]
+
+_PLANNERS: dict[str, Planner] = {
+    **encoder.PLANNERS,
+    **audio.PLANNERS,
+    **gemma3.PLANNERS,
+    **gemma3n.PLANNERS,
+}
+
+
+def guard(model: nn.Module, residual: torch.dtype = torch.float32) -> Guard:
+    """Makes a loaded Gemma 3 or Gemma 3n safe in float16, forward and backward.
+
+    Replaces the ``forward`` of single modules; parameters, buffers, names and ``state_dict()`` stay as they are.
+    Exponents are chosen from the weights as they are now: call it again after loading other weights.
+
+    Args:
+        model: The model, or a part of one such as its image encoder, on any device.
+        residual: Dtype of Gemma 3's residual stream: float32, or bfloat16 where memory matters more.
+
+    Returns:
+        What was replaced; nothing in a model that has no such modules.
+
+    Raises:
+        RuntimeError: Something else has replaced a module's ``forward`` already. The model is left as it was.
+    """
+    unguard(model)
+    site = Site(model, residual)
+    try:
+        for module in list(model.modules()):
+            planner = _planner(module)
+            if planner is not None:
+                planner(site, module)
+    except BaseException:
+        unguard(model)
+        raise
+    return site.guard
+
+
+def unguard(model: nn.Module) -> None:
+    """Takes back what :func:`guard` did, whatever has happened to the model since."""
+    for module in model.modules():
+        restore(module)
+
+
+def _planner(module: nn.Module) -> Planner | None:
+    """The planner of the module's class, or of the nearest class that it inherits from."""
+    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
+    return next((_PLANNERS[name] for name in names if name in _PLANNERS), None)

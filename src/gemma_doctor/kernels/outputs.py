@@ -1,0 +1,140 @@
+"""Statistics of tensors in memory, on a CPU or a GPU: what a trace asks of each operation's output.
+
+* On a CPU the compiled loops of :mod:`.measure` run over the tensor's memory.
+* On a GPU of compute capability 8.0 or later, where Triton is installed, one launch per dtype measures all tensors
+  (:mod:`.outputs_fused`).
+* On any other GPU, and for other dtypes, plain torch reductions do, with a dozen passes over each tensor instead of one
+  (:mod:`.outputs_torch`).
+
+Counts and extremes are the same everywhere. Sums of squares are the same up to rounding: a GPU adds them in another
+order, and partly in float32 (relative error below 2**-17).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+
+from gemma_doctor.kernels import outputs_torch
+from gemma_doctor.kernels.devices import runs_triton
+from gemma_doctor.kernels.measure import measure
+from gemma_doctor.tensors import TensorStats
+
+__all__ = ["Launched", "launch"]
+
+_NAMES = {
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+
+_Part: TypeAlias = tuple[Sequence[int], Callable[[], list[TensorStats]]]
+"""Which of the tensors, and how to get their records."""
+
+
+class _Way(Protocol):
+    """A module that measures tensors on a GPU."""
+
+    def enqueue(self, tensors: Sequence[torch.Tensor], /) -> torch.Tensor: ...
+
+    def read(self, table: torch.Tensor, counts: Sequence[int], /) -> list[TensorStats]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """Measurements under way.
+
+    Attributes:
+        parts: Which of the tensors, and how to get their records.
+    """
+
+    parts: tuple[_Part, ...]
+
+    def stats(self) -> list[TensorStats]:
+        """Waits for the device.
+
+        Returns:
+            A finished record for each tensor, in their order. Activations have no rows, so figures of rows are None.
+        """
+        found = {index: stats for indices, read in self.parts for index, stats in zip(indices, read(), strict=True)}
+        return [found[index] for index in range(len(found))]
+
+
+def launch(tensors: Sequence[torch.Tensor]) -> Launched:
+    """Starts the measurement of tensors as they are now; they may be changed or dropped afterwards.
+
+    On a GPU it only enqueues work on the current stream and never waits for the device.
+
+    Args:
+        tensors: Floating-point tensors of one device, of any shape and strides. A dense one is read in place; of one
+            that is broadcast or has gaps, the contiguous form is measured.
+
+    Returns:
+        A handle, whose ``stats()`` waits.
+
+    Raises:
+        TypeError: A tensor holds something else than float16, bfloat16, float32, float64 or an 8-bit float.
+        ValueError: The tensors lie on several devices.
+    """
+    for tensor in tensors:
+        if tensor.dtype not in _NAMES:
+            raise TypeError(f"a tensor of {tensor.dtype} cannot be measured: pass {', '.join(map(str, _NAMES))}")
+    devices = {tensor.device for tensor in tensors}
+    if not devices:
+        return Launched(())
+    if len(devices) > 1:
+        raise ValueError(f"tensors of one launch lie on one device, not on {', '.join(sorted(map(str, devices)))}")
+    with torch.no_grad():
+        flat = [_flat(tensor) for tensor in tensors]
+        return _on_cpu(flat) if devices.pop().type == "cpu" else _on_gpu(flat)
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """All elements in some order, contiguous; in place where they lie without gaps."""
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    if tensor.is_contiguous():
+        return tensor
+    return tensor.as_strided((tensor.numel(),), (1,)) if _is_dense(tensor) else tensor.contiguous()
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill a range of memory, each place once."""
+    step = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != step:
+                return False
+            step *= size
+    return True
+
+
+def _on_cpu(tensors: list[torch.Tensor]) -> Launched:
+    """Measured at once, for nobody says when the tensors change."""
+    flat = ((tensor.detach().view(-1), _NAMES[tensor.dtype]) for tensor in tensors)
+    done = [measure(tensor.view(torch.uint8).numpy(), name, tuple(tensor.shape)) for tensor, name in flat]
+    return Launched(((range(len(done)), lambda: done),))
+
+
+def _on_gpu(tensors: list[torch.Tensor]) -> Launched:
+    if not runs_triton(tensors[0].device):
+        return Launched((_enqueued(outputs_torch, tensors, range(len(tensors))),))
+    from gemma_doctor.kernels import outputs_fused  # noqa: PLC0415  # needs Triton
+
+    fused = [index for index, tensor in enumerate(tensors) if tensor.dtype in outputs_fused.DTYPES]
+    others = [index for index, tensor in enumerate(tensors) if tensor.dtype not in outputs_fused.DTYPES]
+    ways = ((outputs_fused, fused), (outputs_torch, others))
+    return Launched(tuple(_enqueued(way, tensors, indices) for way, indices in ways if indices))
+
+
+def _enqueued(way: _Way, tensors: list[torch.Tensor], indices: Sequence[int]) -> _Part:
+    """Some of the tensors, measured that way. What is kept is the table and the counts, not the tensors."""
+    chosen = [tensors[index] for index in indices]
+    table, counts = way.enqueue(chosen), [tensor.numel() for tensor in chosen]
+    return indices, lambda: way.read(table, counts)

@@ -1,0 +1,214 @@
+"""The guarded image encoder: float16 agrees with float32, forward and backward, and nothing else about it changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import PUBLISHED, healthy, tiny_gemma3n_config
+from guarded import Infinities, built, error, gradients, planted
+from tiny_models import ENCODER, encoder, features, pixels
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from gemma_doctor.kernels import guard, unguard
+
+BLOCK = "blocks.2.9."
+PLANTED = {
+    "sound": {},
+    "published": {name.removeprefix(ENCODER): 2.0**9 for name in PUBLISHED},
+    "stem": {"conv_stem.conv.weight": 2.0**11},
+    "first in a block": {f"{BLOCK}norm.weight": 2.0**6, f"{BLOCK}attn.value.proj.weight": 2.0**9},
+    "queries": {f"{BLOCK}attn.query.proj.weight": 2.0**15, f"{BLOCK}attn.key.proj.weight": 2.0**-9},
+    "outputs": {
+        "blocks.3.1.attn.value.proj.weight": 2.0**12,
+        "blocks.3.1.attn.output.proj.weight": 2.0**8,
+        "blocks.3.1.layer_scale.gamma": 2.0**-12,
+    },
+}
+"""Factors of some tensors' first four rows; of whole tensors for the last two."""
+
+
+@cache
+def sound() -> Any:  # noqa: ANN401  # a class of timm
+    config = {**tiny_gemma3n_config(), "dtype": "float32"}
+    return encoder(built(dict(healthy(config)), config))
+
+
+def tower(planting: str, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    rows = None if planting in {"queries", "outputs"} else 4
+    return planted(sound(), PLANTED[planting], rows).to(dtype)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> object:
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("planting", PLANTED)
+def test_guarded_float16_agrees_with_float32_better_than_bfloat16_does(planting: str) -> None:
+    wanted = features(tower(planting, torch.float32))
+    half = tower(planting, torch.float16)
+    plain = error(features(half), wanted)
+    guard(half)
+    with Infinities() as infinities:
+        guarded = error(features(half), wanted)
+    assert infinities.seen == []
+    assert guarded < 0.5 * error(features(tower(planting, torch.bfloat16)), wanted)
+    if planting in {"published", "stem"}:
+        assert not plain < 0.9
+
+
+@pytest.mark.parametrize("planting", ["published", "outputs"])
+def test_in_float32_the_guard_changes_no_bit(planting: str) -> None:
+    """Powers of two are all that it adds."""
+    model = tower(planting, torch.float32)
+    wanted = features(model)
+    found = guard(model)
+    assert max(replacement.exponent for replacement in found.replaced) > 4
+    assert torch.equal(features(model), wanted)
+
+
+def test_gradients_are_finite_and_those_of_float32() -> None:
+    direction = torch.randn((1, 2048, 16, 16), generator=torch.Generator().manual_seed(3)) * 64
+    both = planted(tower("published", torch.float32), PLANTED["outputs"])
+
+    def learned(dtype: torch.dtype) -> tuple[dict[str, torch.Tensor], list[str]]:
+        model = copy.deepcopy(both).to(dtype)
+        if dtype == torch.float16:
+            guard(model)
+        with torch.enable_grad(), Infinities() as infinities:
+            (features(model).float() * direction).mean().backward()
+        return gradients(model), infinities.seen
+
+    (wanted, _), (found, infinite), (brain, _) = map(learned, (torch.float32, torch.float16, torch.bfloat16))
+    assert infinite == []
+    assert found.keys() == wanted.keys()
+    whole = [torch.cat([grads[name].flatten().double() for name in wanted]) for grads in (found, brain, wanted)]
+    assert error(whole[0], whole[2]) < 0.5 * error(whole[1], whole[2])
+
+
+def test_every_convolution_and_norm_is_guarded_and_reported() -> None:
+    model = tower("published", torch.float16)
+    found = guard(model)
+    convs = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    norms = {name for name, module in model.named_modules() if "RmsNorm" in type(module).__name__}
+    named = {replacement.name: replacement for replacement in found.replaced}
+    assert len(convs) == 282
+    assert convs | norms <= set(named)
+    scaled = {name for name in convs if named[name].exponent}
+    assert {"msfa.ffn.pw_proj.conv", "blocks.2.30.pw_exp.conv", "blocks.2.32.pw_exp.conv"} <= scaled
+    assert len(scaled) < 10
+    assert f"{len(norms)}  norm of maps in float32" in str(found)
+
+
+def test_state_and_bits_come_back() -> None:
+    model = tower("published", torch.float16)
+    before, state = features(model), {name: value.clone() for name, value in model.state_dict().items()}
+    guard(model)
+    guard(model)
+    assert {name: value.dtype for name, value in model.state_dict().items()} == dict.fromkeys(state, torch.float16)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not torch.equal(features(model), before)
+    unguard(model)
+    assert torch.equal(features(model), before)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_a_copy_is_guarded_by_itself() -> None:
+    model = tower("published", torch.float16)
+    guard(model)
+    wanted, twin = features(model), copy.deepcopy(model)
+    unguard(model)
+    for parameter in model.parameters():
+        parameter.zero_()
+    assert torch.equal(features(twin), wanted)
+
+
+def test_a_forward_that_somebody_else_replaced_is_refused_and_nothing_stays() -> None:
+    model = tower("sound", torch.float16)
+    module = model.blocks[3][1]
+    module.forward = lambda x: x
+    with pytest.raises(RuntimeError, match=r"MobileAttention\.forward has been replaced already"):
+        guard(model)
+    del module.forward
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+# With what else is done to models
+
+
+@pytest.fixture
+def blocks() -> nn.Sequential:
+    """The end of the encoder's second and the start of its third stage, guarded in float16; 16 channels in."""
+    model = tower("outputs", torch.float16)
+    guard(model)
+    chosen = nn.Sequential(model.blocks[1][-1], *model.blocks[2][:2], *model.blocks[2][8:10])
+    assert {type(block).__name__ for block in chosen} == {"UniversalInvertedResidual", "MobileAttention"}
+    return chosen
+
+
+def learned(blocks: nn.Module, run: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The result and every gradient."""
+    blocks.zero_grad()
+    channels = next(blocks.modules())[0].pw_exp.conv.in_channels
+    x = torch.randn((1, channels, 16, 16), generator=torch.Generator().manual_seed(0)).half()
+    with torch.enable_grad():
+        result = run(x)
+        result.float().square().mean().backward()
+    return {"result": result.detach(), **gradients(blocks)}
+
+
+def test_compiled(blocks: nn.Sequential) -> None:
+    wanted = learned(blocks, blocks)
+    found = learned(blocks, torch.compile(blocks, backend="aot_eager", fullgraph=True))
+    assert found.keys() == wanted.keys()
+    assert max(error(found[name], value) for name, value in wanted.items()) < 2.0**-6
+
+
+def test_checkpointed(blocks: nn.Sequential) -> None:
+    wanted = learned(blocks, blocks)
+    found = learned(blocks, lambda x: checkpoint(blocks, x, use_reentrant=False))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_under_autocast_with_float32_weights() -> None:
+    model = tower("published", torch.float32)
+    wanted = features(model)
+    guard(model)
+    with torch.autocast("cpu", torch.float16):
+        found = model.forward_features(pixels())
+    assert found.dtype == torch.float16
+    assert error(found, wanted) < 0.03
+
+
+def test_convolutions_that_peft_wraps_later_or_before() -> None:
+    from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415  # seconds
+
+    wanted = features(tower("published", torch.float32))
+    names = ["blocks.2.9.attn.key.proj", "blocks.2.9.attn.query.proj", "blocks.2.9.attn.value.proj"]
+    targets = [
+        *names,
+        "blocks.2.9.attn.output.proj",
+        "blocks.2.30.pw_exp.conv",
+        "blocks.0.0.conv_exp",
+        "msfa.ffn.pw_proj.conv",
+    ]
+    config = LoraConfig(r=2, target_modules=targets, init_lora_weights=True)
+    for order in ("guard first", "peft first"):
+        model = tower("published", torch.float16)
+        if order == "guard first":
+            guard(model)
+        inject_adapter_in_model(config, model)
+        if order == "peft first":
+            guard(model)
+        assert "lora" in type(model.msfa.ffn.pw_proj.conv).__module__
+        with Infinities() as infinities:
+            assert error(features(model), wanted) < 0.03
+        assert infinities.seen == []

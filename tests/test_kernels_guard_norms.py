@@ -1,0 +1,220 @@
+"""Norms equal float64 on any input, and so do their gradients; the fused ones, interpreted, equal the plain ones."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemma_doctor.kernels.guards import norms_fused, norms_torch
+from gemma_doctor.kernels.guards.norms import Form, rms_norm
+from gemma_doctor.kernels.guards.norms_torch import Operands
+from gemma_doctor.kernels.guards.scaling import ROOM, exponents, power_of_two, row_bounds
+
+interpreted = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what the interpreter's NumPy says of NaN
+
+HALF = 2.0**-11
+"""Half a unit in the last place of float16, relative."""
+
+
+@pytest.fixture(autouse=True)
+def gradients() -> object:
+    """Other modules switch them off for good."""
+    with torch.enable_grad():
+        yield
+
+
+def reference(x: torch.Tensor, weight: torch.Tensor | None, form: Form, scale: torch.Tensor | None) -> torch.Tensor:
+    """The same in float64, spelled out."""
+    last = x.double().movedim(form.dim, -1)
+    values = last if scale is None else last * scale.double()
+    y = values / (values.square().mean(-1, keepdim=True) + form.eps).sqrt()
+    if weight is not None:
+        y = y * (weight.double() + form.offset)
+    if form.gelu:
+        y = y * 0.5 * (1 + (math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)).tanh())
+    return y.movedim(-1, form.dim)
+
+
+def maps(peak: float, seed: int = 0, channels: int = 24) -> torch.Tensor:
+    """Random float16 maps with a largest magnitude of about that; shape (2, channels, 3, 5)."""
+    x = torch.randn((2, channels, 3, 5), generator=torch.Generator().manual_seed(seed))
+    return (x * (peak / float(x.abs().max()))).half()
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Equal but for one rounding to float16, and what float32 loses on the way (in GELU, to cancellation)."""
+    error = (found.double() - wanted).abs()
+    assert bool((error <= wanted.abs() * HALF * 1.05 + 2.0**-21).all())
+
+
+@pytest.mark.parametrize("peak", [65504.0, 300.0, 1.0, 2.0**-10, 2.0**-16, 2.0**-24])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_float16_maps_of_any_magnitude(peak: float, gelu: bool) -> None:  # noqa: FBT001
+    x, form = maps(peak), Form(1e-6, 1, torch.float16, gelu=gelu)
+    weight = torch.randn(24, generator=torch.Generator().manual_seed(1)).half()
+    close(rms_norm(x, weight, form), reference(x, weight, form, None))
+
+
+def test_one_channel_beyond_the_window_silences_nothing() -> None:
+    """Timm squares in float16: 256 squared is infinite there, and that position's result is 0."""
+    x = maps(1.0)
+    x[0, 3, 1, 2] = 256.0
+    form = Form(1e-6, 1, torch.float16)
+    y = rms_norm(x, None, form)
+    assert bool((y[0, :, 1, 2] != 0).any())
+    close(y, reference(x, None, form, None))
+
+
+def test_scaled_channels_count_as_what_they_were() -> None:
+    """A producer that divided each channel by its own power of two is made up for exactly."""
+    x = maps(2.0**-3)
+    scale = 2.0 ** torch.arange(24).float()
+    form = Form(1e-6, 1, torch.float16)
+    close(rms_norm(x, None, form, scale), reference(x, None, form, scale))
+    wide = Form(1e-6, 1, torch.float32)
+    assert torch.equal(rms_norm(x, None, wide, scale), rms_norm(x.float() * scale.view(-1, 1, 1), None, wide))
+
+
+@pytest.mark.parametrize("special", [math.nan, math.inf])
+def test_what_is_not_finite_shows_at_its_position_only(special: float) -> None:
+    x = maps(1.0)
+    clean = rms_norm(x, None, Form(1e-6, 1, torch.float16))
+    x[1, 0, 2, 4] = special
+    y = rms_norm(x, None, Form(1e-6, 1, torch.float16))
+    assert bool(y[1, 0, 2, 4].isnan())
+    y[1, :, 2, 4] = clean[1, :, 2, 4]
+    assert torch.equal(y, clean)
+
+
+@pytest.mark.parametrize(("gelu", "offset", "dim"), list(product([False, True], [0.0, 1.0], [1, -1])))
+def test_gradients_in_float64(gelu: bool, offset: float, dim: int) -> None:  # noqa: FBT001
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn((1, 5, 2, 5), generator=random, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, generator=random, dtype=torch.float64, requires_grad=True)
+    scale = 2.0 ** torch.tensor([0.0, 3, 1, 0, 2])
+    form = Form(1e-2, dim, torch.float64, offset=offset, gelu=gelu)
+    assert torch.autograd.gradcheck(lambda x, weight: rms_norm(x, weight, form, scale), (x, weight))
+    assert torch.autograd.gradcheck(lambda x: rms_norm(x, None, form), (x,))
+
+
+@pytest.mark.parametrize("peak", [65504.0, 300.0, 2.0**-10])
+def test_gradients_in_float16_are_those_of_float64(peak: float) -> None:
+    x = maps(peak).requires_grad_()
+    weight = torch.ones(24, dtype=torch.float16, requires_grad=True)
+    form = Form(1e-6, 1, torch.float16, gelu=True)
+    grad = maps(1.0, seed=2)
+    found = torch.autograd.grad(rms_norm(x, weight, form), (x, weight), grad)
+    wide = [tensor.detach().double().requires_grad_() for tensor in (x, weight)]
+    wanted = torch.autograd.grad(reference(wide[0], wide[1], form, None), wide, grad.double())
+    for mine, theirs in zip(found, wanted, strict=True):
+        rounding = theirs.abs() * HALF + 2.0**-25
+        assert float((mine.double() - theirs).norm()) < 1.05 * float(rounding.norm())
+
+
+# The fused kernels
+
+
+CASES = [
+    (dtype, layout, weighted, scaled, gelu)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32)
+    for layout, weighted, scaled, gelu in [
+        ("maps", True, True, True),
+        ("channels last", True, True, True),
+        ("rows", True, False, False),
+        ("maps", False, True, False),
+        ("rows", False, False, True),
+    ]
+]
+
+
+@interpreted
+@pytest.mark.parametrize(("dtype", "layout", "weighted", "scaled", "gelu"), CASES)
+def test_the_fused_kernels_equal_the_plain_ones(
+    dtype: torch.dtype,
+    layout: str,
+    weighted: bool,  # noqa: FBT001
+    scaled: bool,  # noqa: FBT001
+    gelu: bool,  # noqa: FBT001
+) -> None:
+    x = (maps(100.0, channels=13) if layout != "rows" else maps(100.0, channels=4)).to(dtype)
+    if layout == "channels last":
+        x = x.to(memory_format=torch.channels_last)
+    dim = -1 if layout == "rows" else 1
+    channels = x.shape[dim]
+    weight = torch.randn(channels).to(dtype) if weighted else None
+    scale = 2.0 ** torch.randint(0, 5, (channels,)).float() if scaled else None
+    form, operands = Form(1e-6, dim, dtype, offset=1.0, gelu=gelu), Operands(x, weight, scale)
+    assert norms_fused.fits(x, form)
+    tolerance = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-18}[dtype]
+    (mine, inverse), (theirs, same) = norms_fused.forward(operands, form), norms_torch.forward(operands, form)
+    assert mine.stride() == theirs.stride()
+    torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=1e-6)
+    grad = torch.randn_like(mine)
+    found = norms_fused.backward(grad, operands, inverse, form, frozen=weight is None)
+    wanted = norms_torch.backward(grad, operands, same, form, frozen=weight is None)
+    torch.testing.assert_close(found[0], wanted[0], rtol=tolerance, atol=1e-5)
+    if weighted:
+        torch.testing.assert_close(found[1], wanted[1], rtol=4 * tolerance, atol=1e-3)
+        assert norms_fused.backward(grad, operands, inverse, form, frozen=True)[1] is None
+
+
+@interpreted
+@pytest.mark.parametrize("peak", [65504.0, 2.0**-24, math.nan, math.inf])
+def test_the_fused_kernels_at_the_ends_of_float16(peak: float) -> None:
+    x = maps(1.0)
+    x[0, 5, 1, 1] = peak
+    form, operands = Form(1e-6, 1, torch.float16), Operands(x, None, None)
+    found, wanted = norms_fused.forward(operands, form)[0], norms_torch.forward(operands, form)[0]
+    torch.testing.assert_close(found, wanted, rtol=2.0**-10, atol=2.0**-24, equal_nan=True)
+
+
+def test_the_fused_kernels_refuse_what_they_cannot_read() -> None:
+    form = Form(1e-6, 1, torch.float16)
+    x = maps(1.0)
+    assert not norms_fused.fits(x[:, ::2], form)
+    assert not norms_fused.fits(x.double(), form)
+    assert not norms_fused.fits(torch.empty((1, 8193, 1, 1), dtype=torch.float16), form)
+    with pytest.raises(ValueError, match="check fits"):
+        norms_fused.forward(Operands(x[:, ::2], None, None), form)
+
+
+# Powers of two
+
+
+@given(st.lists(st.floats(0, 1e30), min_size=1))
+def test_exponents_are_the_smallest_that_fit(bounds: list[float]) -> None:
+    found = exponents(torch.tensor(bounds, dtype=torch.float64))
+    assert found.dtype == torch.int32
+    for bound, k in zip(bounds, found.tolist(), strict=True):
+        assert bound * 2.0**-k <= ROOM
+        assert k == 0 or bound * 2.0 ** -(k - 1) > ROOM
+
+
+def test_powers_of_two_are_exact() -> None:
+    every = torch.arange(-126, 128, dtype=torch.int32)
+    assert power_of_two(every).tolist() == [2.0**k for k in every.tolist()]
+    assert power_of_two(torch.tensor([-500, 500], dtype=torch.int32)).tolist() == [2.0**-126, 2.0**127]
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_no_input_leads_beyond_a_bound_and_one_reaches_it(groups: int) -> None:
+    random = torch.Generator().manual_seed(groups)
+    weight = torch.randn((6, 6 // groups, 1, 1), generator=random, dtype=torch.float64)
+    largest = torch.rand(6, generator=random, dtype=torch.float64) * 10
+    bias = torch.randn(6, generator=random, dtype=torch.float64)
+    bounds = row_bounds(weight, largest, bias)
+    x = (torch.rand((64, 6, 1, 1), generator=random, dtype=torch.float64) * 2 - 1) * largest.view(-1, 1, 1)
+    results = torch.nn.functional.conv2d(x, weight, bias, groups=groups)
+    assert bool((results.abs().amax((0, 2, 3)) <= bounds).all())
+    for row in range(6):
+        first = row // (6 // groups) * (6 // groups)
+        inputs = slice(first, first + 6 // groups)
+        worst = torch.zeros((1, 6, 1, 1), dtype=torch.float64)
+        worst[0, inputs, 0, 0] = weight[row, :, 0, 0].sign() * largest[inputs] * bias[row].sign()
+        reached = torch.nn.functional.conv2d(worst, weight, bias, groups=groups)[0, row, 0, 0]
+        torch.testing.assert_close(reached.abs(), bounds[row])

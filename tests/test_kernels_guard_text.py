@@ -1,0 +1,186 @@
+"""The guarded text models: what leaves float16's range does no harm, forward and backward."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3_multimodal_config, tiny_gemma3n_config
+from guarded import Infinities, built, error, gradients, planted
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import answers
+from torch import nn
+
+from gemma_doctor.kernels import guard, unguard
+from gemma_doctor.kernels.guards.products import exact_product, largest_row
+
+CONFIGS = {
+    "gemma3": tiny_gemma3_config(),
+    "gemma3 with images": tiny_gemma3_multimodal_config(),
+    "gemma3n": tiny_gemma3n_config(),
+}
+
+LOUD = {
+    "gemma3": {
+        "model.layers.0.post_attention_layernorm.weight": 2.0**17,
+        "model.layers.1.mlp.up_proj.weight": 2.0**12,
+        "model.layers.1.mlp.gate_proj.weight": 2.0**6,
+    },
+    "gemma3 with images": {
+        f"model.language_model.layers.{layer}.post_{part}_layernorm.weight": 2.0**17
+        for layer in (0, 1)
+        for part in ("attention", "feedforward")
+    },
+    "gemma3n": {
+        "model.language_model.embed_tokens.weight": 2.0**12,
+        "model.language_model.altup_projections.0.weight": 2.0**12,
+        "model.vision_tower.timm_model.msfa.norm.weight": 2.0**12,
+        "model.audio_tower.conformer.0.lconv1d.depthwise_conv1d.weight": 2.0**14,
+        "model.audio_tower.conformer.0.lconv1d.linear_start.weight": 2.0**6,
+        "model.audio_tower.subsample_conv_projection.conv_1.conv.weight": 2.0**16,
+    },
+}
+"""Factors that carry the residual stream, a product, AltUp's squares or the soft tokens beyond float16's range."""
+
+
+@cache
+def sound(name: str) -> Any:  # noqa: ANN401  # a class of transformers
+    config = {**CONFIGS[name], "dtype": "float32"}
+    return built(dict(healthy(config)), config)
+
+
+def loud(name: str, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    return planted(sound(name), LOUD[name]).to(dtype)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> object:
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_guarded_float16_agrees_with_float32_better_than_bfloat16_does(name: str) -> None:
+    wanted = answers(loud(name, torch.float32))
+    half = loud(name, torch.float16)
+    plain = answers(half)
+    found = guard(half)
+    with Infinities() as infinities:
+        guarded = answers(half)
+    brain = answers(loud(name, torch.bfloat16))
+    assert [seen for seen in infinities.seen if "full" not in seen and "where" not in seen] == []
+    assert not error(plain["logits"], wanted["logits"]) < 0.1
+    assert len(found.replaced) > 30
+    for key, value in wanted.items():
+        assert error(guarded[key], value) < 0.6 * error(brain[key], value), key
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_in_float32_the_guard_changes_next_to_nothing(name: str) -> None:
+    model = loud(name, torch.float32)
+    wanted = answers(model)
+    guard(model)
+    assert all(error(value, wanted[key]) < 2.0**-18 for key, value in answers(model).items())
+
+
+@pytest.mark.parametrize("residual", [torch.float32, torch.bfloat16])
+def test_gradients_of_gemma3_are_finite_and_those_of_float32(residual: torch.dtype) -> None:
+    ids = torch.arange(3, 19)[None]
+
+    def learned(model: Any) -> tuple[torch.Tensor, list[str]]:  # noqa: ANN401
+        model.train()
+        with torch.enable_grad(), Infinities() as infinities:
+            (model(input_ids=ids, labels=ids).loss * 2.0**10).backward()  # float16 training scales its losses
+        seen = [name for name in infinities.seen if "full" not in name and "where" not in name]
+        return torch.cat([value.flatten().double() for _, value in sorted(gradients(model).items())]), seen
+
+    wanted, _ = learned(loud("gemma3", torch.float32))
+    brain, _ = learned(loud("gemma3", torch.bfloat16))
+    half = loud("gemma3", torch.float16)
+    guard(half, residual)
+    found, infinite = learned(half)
+    assert infinite == []
+    assert error(found, wanted) < error(brain, wanted)
+
+
+def test_state_and_answers_come_back() -> None:
+    model = sound("gemma3n").half()
+    before, keys = answers(model), model.state_dict().keys()
+    guard(model)
+    assert model.state_dict().keys() == keys
+    unguard(model)
+    assert all(torch.equal(value, before[key]) for key, value in answers(model).items())
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    sound.cache_clear()
+
+
+def test_generation_with_a_cache() -> None:
+    wanted = loud("gemma3", torch.float32).generate(torch.arange(3, 11)[None], max_new_tokens=6, do_sample=False)
+    half = loud("gemma3", torch.float16)
+    guard(half)
+    assert torch.equal(half.generate(torch.arange(3, 11)[None], max_new_tokens=6, do_sample=False), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
+def test_with_lora_checkpointing_and_compilation() -> None:
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415  # seconds
+
+    ids = torch.arange(3, 19)[None]
+    half = loud("gemma3", torch.float16)
+    guard(half)
+    model = get_peft_model(half, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).train()
+
+    def learned(run: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+        model.zero_grad()
+        with torch.enable_grad():
+            (run(input_ids=ids, labels=ids, use_cache=False).loss * 2.0**10).backward()
+        return gradients(model)
+
+    wanted = learned(model)
+    assert wanted
+    assert all("lora" in name and bool(value.isfinite().all()) for name, value in wanted.items())
+    compiled = learned(torch.compile(model, backend="aot_eager"))
+    half.activation_checkpointing_enable({"use_reentrant": False})
+    again = learned(model)
+    assert all(torch.equal(again[name], value) for name, value in wanted.items())
+    assert compiled.keys() == wanted.keys()
+    assert error(*(torch.cat([part[name].flatten() for name in wanted]) for part in (compiled, wanted))) < 2.0**-8
+
+
+def test_under_autocast_with_float32_weights() -> None:
+    model = loud("gemma3", torch.float32)
+    wanted = answers(model)
+    guard(model)
+    with torch.autocast("cpu", torch.float16):
+        found = answers(model)
+    assert error(found["logits"], wanted["logits"]) < 2.0**-6
+
+
+# Matrix products
+
+
+@given(st.integers(-30, 30), st.integers(-8, 10), st.integers(0, 99))
+def test_products_of_any_magnitude(x_exponent: int, weight_exponent: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    linear = nn.Linear(24, 16, bias=seed % 2 == 0)
+    linear.weight.data = torch.randn((16, 24), generator=random) * 2.0**weight_exponent
+    half = copy.deepcopy(linear).half()
+    x = torch.randn((2, 5, 24), generator=random) * 2.0**x_exponent
+    x[0, 1] *= 2.0**12
+    found = exact_product(half, x, largest_row(half))
+    wanted = copy.deepcopy(half).double()(x.double())
+    assert found.dtype == torch.float32
+    scale = x.double().abs() @ half.weight.double().abs().T  # rounding is relative to the sum of magnitudes
+    assert bool(((found - wanted).abs() <= scale * 2.0**-9 + 1e-3).all())
+
+
+def test_products_pass_on_nan_where_it_stands() -> None:
+    linear = nn.Linear(4, 3).half()
+    x = torch.ones((3, 4))
+    x[1, 2] = float("nan")
+    assert exact_product(linear, x, largest_row(linear)).isnan().any(1).tolist() == [False, True, False]
+    assert bool(exact_product(linear, torch.zeros((1, 4)), largest_row(linear)).isfinite().all())
