@@ -39,6 +39,7 @@ from gemma_doctor.repair.applying.apply import apply
 from gemma_doctor.repair.evidence.calibration import Calibration
 from gemma_doctor.repair.planning.planner import make_plan
 from gemma_doctor.tensors import TensorStats
+from gemma_doctor.verifications import Activation
 from gemma_doctor.verify import registry as verifying
 from gemma_doctor.verify.evidence import Evidence
 from gemma_doctor.verify.measures import Device, Measures
@@ -258,7 +259,7 @@ def verify(
         coverage=Coverage(verified.asked, verified.asked - len(verified.skipped), verified.skipped),
         findings=parted.kept,
         suppressed=parted.suppressed,
-        remarks=(*parted.remarks, *_on_checkpointing(model, measures)),
+        remarks=(*parted.remarks, *_on_checkpointing(model, measures), *_on_bfloat16(verified.activations)),
         tensors=(),
         activations=verified.activations,
         verification=verified.verification,
@@ -273,6 +274,14 @@ def _on_checkpointing(model: Model, measures: Measures) -> Iterator[str]:
             "its layers share KV: train it with non-reentrant gradient checkpointing (use_reentrant=False); reentrant, "
             "transformers 5.23 gives the same loss and wrong gradients"
         )
+
+
+def _on_bfloat16(activations: Sequence[Activation]) -> Iterator[str]:
+    """What a T4 cannot compute."""
+    found = [one for one in activations if one.dtype == "BF16"]
+    if found:
+        first = f"{found[0].op} in {found[0].module or 'the model itself'}"
+        yield f"{len(found):,} operations of the float16 runs give bfloat16, {first} first; a T4 has none"
 
 
 def _chosen(own: tuple[AnyRule, ...], options: Options) -> tuple[AnyRule, ...]:

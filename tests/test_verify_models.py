@@ -1,0 +1,83 @@
+"""Models of other families, and of other ways to load: whatever transformers knows is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_models  # noqa: F401  # makes torchvision importable beside a torch for CPUs
+import torch
+import transformers
+from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3n_text_config, write
+
+from gemma_doctor import doctor
+from gemma_doctor.errors import CheckpointError, UsageError
+from gemma_doctor.verify import machine
+from gemma_doctor.verify.measures import Measures, Request
+
+SHORT = Measures(device="cpu", request=Request(length=8))
+
+
+def test_a_llama_is_run(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=64
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with torch.enable_grad():
+        report = doctor.verify(tmp_path, SHORT)
+    assert doctor.exit_code(report) == 0
+    assert report.verification is not None
+    assert [run.modality for run in report.verification.runs] == ["text"]
+    assert report.source.architecture == "generic"
+
+
+def test_layers_that_share_kv_are_warned_of_reentrant_checkpointing(tmp_path: Path) -> None:
+    config = tiny_gemma3n_text_config()
+    with torch.enable_grad():
+        report = doctor.verify(write(tmp_path / "checkpoint", healthy(config), config), SHORT)
+    assert any("use_reentrant=False" in remark for remark in report.remarks)
+
+
+def test_a_bfloat16_operation_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a model that computes its norms in bfloat16 would have it."""
+    norm = transformers.models.gemma3.modeling_gemma3.Gemma3RMSNorm
+    monkeypatch.setattr(norm, "_norm", lambda self, x: _normalised(x.bfloat16(), self.eps).float())
+    config = tiny_gemma3_config()
+    report = doctor.verify(write(tmp_path / "checkpoint", healthy(config), config), Measures("cpu", backward=False))
+    (remark,) = report.remarks
+    assert "aten._to_copy in model.layers.0.input_layernorm first; a T4 has none" in remark
+
+
+def _normalised(x: torch.Tensor, eps: float) -> torch.Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "limit", "spread"), [(1 << 30, None, None), (16 << 30, None, 9), (6 << 30, 8.0, None), (8 << 30, 8.0, 7)]
+)
+def test_a_model_is_spread_where_its_device_cannot_hold_it(
+    monkeypatch: pytest.MonkeyPatch, nbytes: int, limit: float | None, spread: int | None
+) -> None:
+    """On a GPU with 10 GiB, of which a tenth is for activations."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 << 30, 10 << 30))
+    room = machine.room(nbytes, torch.device("cuda", 0), limit)
+    assert (None if room is None else room[0] >> 30) == spread
+    assert machine.room(nbytes, torch.device("cpu"), limit) is None
+
+
+def test_pickled_weights_are_never_loaded(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    write(tmp_path, {"unrelated": healthy(tiny_gemma3_config())["model.norm.weight"]})
+    with pytest.raises((CheckpointError, UsageError), match=r"random|cannot load"):
+        doctor.verify(tmp_path, SHORT)
+
+
+def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+    config = {**tiny_gemma3_config(), "model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    folder = write(tmp_path / "checkpoint", healthy(tiny_gemma3_config()), config)
+    (folder / "own.py").write_text("raise SystemExit('it ran')\n")
+    with pytest.raises(UsageError, match="never runs code from a checkpoint"):
+        doctor.verify(folder, SHORT)
