@@ -52,7 +52,9 @@ def main() -> None:
         for row in figures(scratch, quick=options.quick, rounds=options.rounds):
             print(f"{row.what}: {row.ours}; {row.beside}; {row.ratio}", file=sys.stderr)
             rows.append(row)
-    document = _head(quick=options.quick) + markdown(rows) + (HERE / "remarks.md").read_text()
+    document = (
+        _head(quick=options.quick) + markdown(rows) + (HERE / "remarks.md").read_text() + (HERE / "gpu.md").read_text()
+    )
     print(document)
     if options.write:
         (HERE.parent / "BENCHMARKS.md").write_text(document)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import nullcontext
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -67,8 +68,21 @@ def _demonstrate(sick: Path, mended: Path) -> None:
     _step(f"$ {spelled('scan', str(mended))}")
     after = examine(str(mended), doctor.Options(), quiet=False)
     draw(lambda console: terminal.render(after, console))
-    if all(find_spec(name) for name in _VERIFY_NEEDS):
+    if _can_verify():
         _verify(mended, sick)
+
+
+def _can_verify() -> bool:
+    """Whether what verify needs is there and works; of what is there and broken, a word."""
+    if not all(find_spec(name) for name in _VERIFY_NEEDS):
+        return False
+    try:
+        for name in _VERIFY_NEEDS:
+            import_module(name)
+    except (ImportError, RuntimeError) as error:  # torchvision for another build of torch raises the latter
+        say(f"verify is left out: {error}")
+        return False
+    return True
 
 
 def _verify(mended: Path, sick: Path) -> None:

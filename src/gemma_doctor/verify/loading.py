@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,23 +74,20 @@ class Subject:
 
     def _load(self, dtype: torch.dtype, memory: dict[Any, Any] | None) -> Any:  # noqa: ANN401
         spread: dict[str, Any] = {"device_map": "auto", "max_memory": memory} if memory else {}
-        logging = transformers.utils.logging
-        logging.disable_progress_bar()
         try:
-            model, said = self.build.from_pretrained(
-                self.folder,
-                config=self.config,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **spread,
-            )
+            with _quiet():
+                model, said = self.build.from_pretrained(
+                    self.folder,
+                    config=self.config,
+                    dtype=dtype,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    **spread,
+                )
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             raise CheckpointError(f"{self.folder}: transformers cannot load it: {_first_line(error)}") from error
-        finally:
-            logging.enable_progress_bar()
         missing = sorted(map(str, said["missing_keys"]))
         if missing:
             raise CheckpointError(
@@ -99,6 +97,19 @@ class Subject:
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return model.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While it lasts, transformers draws no progress bars."""
+    logging = transformers.utils.logging
+    wanted = logging.is_progress_bar_enabled() and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if wanted:
+            logging.enable_progress_bar()
 
 
 def read_config(checkpoint: Checkpoint) -> Subject:
