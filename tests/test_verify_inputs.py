@@ -94,8 +94,9 @@ def test_the_users_own_picture_and_sound_are_used(tmp_path: Path, multimodal: Su
 def test_files_that_cannot_be_used(tmp_path: Path, multimodal: Subject, modality: Modality, message: str) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"words")
+    requests = {"text": Request(text=file), "image": Request(image=file), "audio": Request(audio=file)}
     with pytest.raises(UsageError, match=message):
-        batch(multimodal, modality, Request(text=file, image=file, audio=file))
+        batch(multimodal, modality, requests[modality])
 
 
 def test_a_sound_of_another_rate_is_refused(tmp_path: Path, multimodal: Subject) -> None:
