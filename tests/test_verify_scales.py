@@ -57,6 +57,11 @@ def test_gradients_that_are_broken_in_the_reference_do_not_count() -> None:
     assert search(backward(0, -1), broken).room == LARGEST
 
 
+@given(st.integers(0, LARGEST))
+def test_without_a_reference_only_overflow_closes_the_window(high: int) -> None:
+    assert search(backward(0, high), {}).room == high
+
+
 def test_one_scale_that_the_user_names() -> None:
     (trial,) = tried(backward(5, 8), REFERENCE, 8.0).trials
     assert (trial.scale, trial.outcome, trial.module) == (8.0, "underflow", "layer")

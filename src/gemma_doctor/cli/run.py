@@ -51,7 +51,7 @@ class Inputs:
     text: Annotated[Path | None, option(WHAT, "FILE", "Your own text, UTF-8.")] = None
     image: Annotated[Path | None, option(WHAT, "FILE", "Your own picture.")] = None
     audio: Annotated[Path | None, option(WHAT, "FILE", "Your own sound: WAV, 16 bits, 16 kHz.")] = None
-    seq_len: Annotated[int, option(WHAT, "N", "Tokens of text in a sequence. Default: 128.", min=1)] = 128
+    seq_len: Annotated[int, option(WHAT, "N", "Tokens of text in a sequence. Default: 128.", min=2)] = 128
     batch: Annotated[int, option(WHAT, "N", "Sequences in a batch. Default: 1.", min=1)] = 1
     image_size: Annotated[
         int | None, option(WHAT, "PX", "Height and width of pictures. Default: the checkpoint's.", min=32)
@@ -171,12 +171,12 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
     from gemma_doctor.verify.registry import RULES
 
     report = doctor.verify(source, measures, options, against=manner.against)
-    if trace is not None:
-        write(trace, to_trace(report))
     least = verdict.least(chosen)
     telling = Telling(source, applied(options, RULES), least, _next(report, source))
     brief, whole = partial(terminal.render_brief, report), partial(terminal.render, report, commands=telling.commands)
     write_all(outputs, report, telling, brief if quiet else whole, [trace])
+    if trace is not None:
+        write(trace, to_trace(report))
     raise typer.Exit(doctor.exit_code(report, least))
 
 

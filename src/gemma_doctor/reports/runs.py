@@ -33,7 +33,7 @@ def _lines(run: Run, activations: Sequence[Activation]) -> Iterator[str]:
     broken = sum(one.nonfinite > 0 for one in own)
     found = f"inf or NaN in {counted(broken, 'place')}" if run.first_failure else "none overflowed"
     yield f"{run.operations:,} outputs of operations measured: {found}"
-    yield from _largest([one for one in own if one.dtype == "F16" and one.phase == "forward"])
+    yield from _largest([one for one in own if one.dtype == "F16" and one.phase == "forward" and one.shape])
     if run.drift is not None:
         beside = "" if run.bfloat16_drift is None else f" (bfloat16: {_drift(run.bfloat16_drift)})"
         yield f"logits: {_drift(run.drift)}{beside}"
@@ -47,7 +47,7 @@ def _lines(run: Run, activations: Sequence[Activation]) -> Iterator[str]:
 
 
 def _largest(own: Sequence[Activation]) -> Iterator[str]:
-    """The float16 output that comes closest to the limit."""
+    """The float16 output that comes closest to the limit; single numbers are constants, such as a clipping."""
     closest = max(own, key=lambda one: one.stats.absmax or 0.0, default=None)
     if closest is not None and closest.stats.absmax and closest.headroom is not None:
         where = f"{closest.op} of {closest.module or 'the model itself'}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 
 from gemma_doctor.records import SCHEMA_VERSION, Report
+from gemma_doctor.reports.figures import strict
 
 __all__ = ["to_trace"]
 
@@ -23,13 +25,13 @@ def to_trace(report: Report) -> str:
                 "module": module.module,
                 "run": run.modality,
                 "peak": module.reference_absmax,
-                "mean_square_min": module.mean_square_min,
+                "mean_square_min": strict(module.mean_square_min),
             },
             allow_nan=False,
         )
         for run in runs
         for module in run.modules
-        if module.reference_absmax is not None
+        if module.reference_absmax is not None and math.isfinite(module.reference_absmax)
     ]
     head = {
         "schema_version": SCHEMA_VERSION,

@@ -56,15 +56,24 @@ class Bench:
             inputs: What it is given.
             dtype: What floating-point inputs are cast to.
             amp: Whether it runs under autocast.
+
+        Raises:
+            UsageError: If the model does not take such inputs.
         """
-        return forward(model, inputs.on(self.device, dtype), self.device, amp=amp)
+        try:
+            return forward(model, inputs.on(self.device, dtype), self.device, amp=amp)
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise UsageError(f"{type(model).__name__} cannot be run with {inputs.words}: {error}") from error
 
 
 def _recompute(model: Any) -> None:  # noqa: ANN401  # a class of transformers
     """Have layers computed again in the backward pass.
 
     Never reentrant: with transformers 5.23 that gives wrong gradients where layers share KV (cosine 0.56 to 0.91).
-    Layers are computed again only while training; dropout, which would change what they give, stays off.
+    Layers are computed again only while training; dropout and batch statistics, which would change what they give, stay
+    off.
     """
     how = {"use_reentrant": False}
     try:
@@ -76,5 +85,8 @@ def _recompute(model: Any) -> None:  # noqa: ANN401  # a class of transformers
         raise UsageError(f"--gradient-checkpointing: {error}") from error
     model.train()
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or "Drop" in type(module).__name__:  # noqa: SLF001
             module.eval()
+        for name, value in vars(module).items():
+            if isinstance(value, float) and "drop" in name:
+                setattr(module, name, 0.0)

@@ -34,17 +34,20 @@ class Candidate:
         bench: Where and how it runs.
         model: It.
         places: Its places.
-        weights: Its parameters and persistent buffers as they were cast.
+        weights: Figures of its parameters and persistent buffers as they were cast.
+        tensors: These themselves.
     """
 
     bench: Bench
     model: nn.Module
     places: Places = field(init=False)
     weights: Mapping[str, TensorStats] = field(init=False)
+    tensors: Mapping[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self.places = Places.of(self.model)
         self.weights = parameter_stats(self.model)
+        self.tensors = self.model.state_dict(keep_vars=True)
 
     def run(self, inputs: Batch, reference: Reference | None, beside: Bfloat16 | None) -> tuple[Run, list[Activation]]:
         """Run it with one input and judge every operation.
@@ -109,8 +112,8 @@ class Candidate:
         """The first parameter that did not survive the cast, or else the first operation that failed."""
         name = blame.first_bad_weight(self.weights, None if reference is None else reference.weights)
         if name is not None:
-            stored = None if reference is None else reference.weights[name].absmax
-            return FailingOp(self._weight(run, name), reference_absmax=stored)
+            stored = None if reference is None else reference.weights.get(name)
+            return FailingOp(self._weight(run, name), reference_absmax=None if stored is None else stored.absmax)
         return self._scene(run, events, reference).first_failure()
 
     def _gradient_failure(
@@ -131,8 +134,7 @@ class Candidate:
     def _weight(self, run: Modality, name: str) -> Activation:
         """A parameter as it was cast, as a record."""
         module, _, short = name.rpartition(".")
-        tensor = self.model.state_dict(keep_vars=True)[name]
-        return blame.loaded(run, module, short, tensor, self.weights[name])
+        return blame.loaded(run, module, short, self.tensors[name], self.weights[name])
 
 
 def _guess(reference: Reference) -> int:

@@ -54,6 +54,8 @@ def verify(checkpoint: Checkpoint, measures: Measures, against: Checkpoint | Non
         UsageError: If the model or the input cannot be run as asked.
         CheckpointError: If transformers cannot load it.
     """
+    if against is not None and measures.reference == "none":
+        raise UsageError("another checkpoint is compared with the float32 reference: leave out --reference none")
     subject = read_config(checkpoint)
     numel = sum(tensor.numel for tensor in checkpoint.tensors.values())
     bench = Bench(measures, machine.find(measures.device), numel)
@@ -66,6 +68,7 @@ def verify(checkpoint: Checkpoint, measures: Measures, against: Checkpoint | Non
             true = reference.references(bench, subject, batches)
             beside = reference.bfloat16(bench, subject, batches, true)
             other = reference.logits(bench, read_config(against), batches) if against else {}
+        _check_comparable(true, other)
         runs, activations = _float16(bench, subject, batches, true, beside)
         used = machine.peak_memory(bench.device)
     runs = [
@@ -104,6 +107,13 @@ def _batches(subject: Subject, measures: Measures) -> tuple[list[Batch], list[Sk
     if not made:
         raise UsageError(skipped[0].reason)
     return made, skipped
+
+
+def _check_comparable(true: Mapping[Modality, Reference], other: Mapping[Modality, Tensor]) -> None:
+    for modality, logits in other.items():
+        if logits.shape != true[modality].logits.shape:
+            shapes = f"{list(logits.shape)} and {list(true[modality].logits.shape)}"
+            raise UsageError(f"--against: another model, its logits cannot be compared (shapes {shapes})")
 
 
 def _float16(

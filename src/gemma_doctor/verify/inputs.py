@@ -7,10 +7,11 @@ and sounds are prepared with the numbers that the family's processors have by de
 from __future__ import annotations
 
 import wave
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ __all__ = ["Batch", "batch"]
 _IGNORED = -100  # the label that transformers leaves out of the loss
 _FIRST_WORD = 8  # below it lie padding, beginning and end of text in every vocabulary we know
 _RATE = 16_000  # samples a second, of Gemma 3n's audio processor
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _SIDE = 256  # pixels, where neither the checkpoint nor its config says more
 
 
@@ -89,7 +91,7 @@ def batch(subject: Subject, modality: Modality, request: Request) -> Batch:
 def _ids(subject: Subject, request: Request) -> tuple[Tensor, str]:
     """Token ids, shape (size, length)."""
     extent = f"{request.size} x {request.length} tokens"
-    if any((subject.folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+    if any((subject.folder / name).exists() for name in _TOKENIZERS):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             subject.folder, local_files_only=True, trust_remote_code=False
         )
@@ -100,11 +102,18 @@ def _ids(subject: Subject, request: Request) -> tuple[Tensor, str]:
         raise UsageError(f"{subject.folder} has no tokenizer, so --text {request.text} cannot become token ids")
     sizes = (getattr(subject.text, name, None) for name in ("vocab_size", "vocab_size_per_layer_input"))
     known = min(size for size in sizes if size)
-    special = {value for key, value in subject.config.to_dict().items() if key.endswith(("_token_id", "_token_index"))}
+    special = set(_special({**subject.text.to_dict(), **subject.config.to_dict()}))
     words = torch.tensor([word for word in range(min(_FIRST_WORD, known - 1), known) if word not in special])
     generator = torch.Generator().manual_seed(request.seed)
     picks = torch.randint(len(words), (request.size, request.length), generator=generator)
     return words[picks], f"{extent}, random (the checkpoint has no tokenizer)"
+
+
+def _special(config: Mapping[str, Any]) -> Iterator[int]:
+    """The ids that a configuration gives a meaning; some keys hold several."""
+    for key, value in config.items():
+        if key.endswith(("_token_id", "_token_index")):
+            yield from value if isinstance(value, list) else [value]
 
 
 def _text(request: Request) -> str:

@@ -20,8 +20,6 @@ from gemma_doctor.verifications import Modality
 
 __all__ = ["Subject", "read_config"]
 
-_LANGUAGE = ("ForCausalLM", "ForConditionalGeneration", "ForImageTextToText")
-
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -45,7 +43,7 @@ class Subject:
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """What the model takes."""
-        if not self.build.__name__.endswith(_LANGUAGE):
+        if self.build.main_input_name == "pixel_values":
             return ("image",)
         parts: tuple[tuple[Modality, str], ...] = (("image", "vision_config"), ("audio", "audio_config"))
         return ("text", *(modality for modality, part in parts if getattr(self.config, part, None) is not None))
@@ -86,6 +84,8 @@ class Subject:
                     output_loading_info=True,
                     **spread,
                 )
+        except torch.OutOfMemoryError:
+            raise
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             raise CheckpointError(f"{self.folder}: transformers cannot load it: {_first_line(error)}") from error
         missing = sorted(map(str, said["missing_keys"]))
@@ -119,6 +119,8 @@ def read_config(checkpoint: Checkpoint) -> Subject:
         UsageError: If transformers has no class for it, or only code in the checkpoint does.
     """
     folder = Path(checkpoint.root)
+    if Path(checkpoint.uri).is_file():
+        raise UsageError(f"{checkpoint.uri} is a file, and transformers loads folders: give {folder}")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -137,7 +139,7 @@ def _model_class(folder: Path, config: Any) -> Any:  # noqa: ANN401  # classes o
             cause = _first_line(error.__cause__ or error)
             raise UsageError(f"transformers {transformers.__version__} cannot be used here: {name}: {cause}") from error
         if isinstance(found, type) and issubclass(found, nn.Module):
-            return found
+            return _runnable(folder, found)
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageClassification):
         if type(config) in auto._model_mapping:  # noqa: SLF001  # no public name tells it
             return auto._model_mapping[type(config)]  # noqa: SLF001
@@ -145,6 +147,15 @@ def _model_class(folder: Path, config: Any) -> Any:  # noqa: ANN401  # classes o
         f"{folder}: transformers {transformers.__version__} has no language or image model for "
         f"{config.model_type!r} {config.architectures or ''}"
     )
+
+
+def _runnable(folder: Path, build: Any) -> Any:  # noqa: ANN401  # as above
+    """The class, if it is given text or pictures."""
+    if build.main_input_name not in {"input_ids", "pixel_values"}:
+        raise UsageError(
+            f"{folder}: a {build.__name__} is given {build.main_input_name}; verify knows text and pictures"
+        )
+    return build
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,8 @@ def room(nbytes: int, device: torch.device, limit: float | None) -> dict[Any, An
     """
     if device.type != "cuda":
         return None
+    gc.collect()  # the model before this one may still be there, or its memory in torch's cache
+    torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info(device)[0]
     usable = _ROOM * (free if limit is None else min(free, limit * _GIB))
     return {0: int(usable), "cpu": 1 << 50} if nbytes > usable else None

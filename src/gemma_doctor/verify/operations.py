@@ -67,7 +67,8 @@ def operation(overload: Any) -> Operation:  # noqa: ANN401  # torch's OpOverload
         if argument.alias_info is not None and argument.alias_info.is_write
     )
     made = () if name in _VIEWS else (n for n, returned in enumerate(schema.returns) if returned.alias_info is None)
-    fresh = frozenset(made)
+    # Of attention only the first output is numbers of the model: the rest is padding (with inf) and random state.
+    fresh = frozenset(made) & {0} if "attention" in name else frozenset(made)
     return Operation(name.replace("::", "."), fresh, written, name not in _UNINITIALISED, not (fresh or written))
 
 

@@ -22,7 +22,7 @@ _NEGLIGIBLE = 0.01
 """A position counts as collapsed if its reference has at least this share of the mean length."""
 
 _FEWEST = 8
-"""Channels of a picture's features: fewer numbers may well all be zero by chance."""
+"""Channels of a position: fewer numbers may well all be zero by chance."""
 
 Call = tuple[str, int]
 """A module, and which of its calls."""
@@ -175,12 +175,14 @@ def _floats(output: Any) -> Iterator[Tensor]:  # noqa: ANN401  # what a module m
 
 def _collapsed(seen: Tensor, true: Tensor) -> Tensor:
     """The share of positions (vectors along the channels) that are zero, and not in the reference."""
-    return torch.stack([_zeroed(seen, true, axis) for axis in _channels(true)]).amax()
+    shares = [_zeroed(seen, true, axis) for axis in _channels(true)]
+    return torch.stack(shares).amax() if shares else torch.zeros((), device=true.device)
 
 
 def _channels(output: Tensor) -> Iterator[int]:
     """The axes that may be the channels: the last, and of pictures the second."""
-    yield -1
+    if output.shape[-1] >= _FEWEST:
+        yield -1
     if output.ndim == 4 and output.shape[1] >= _FEWEST:  # noqa: PLR2004  # axes of a batch of pictures
         yield 1
 

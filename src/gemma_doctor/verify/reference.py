@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,8 +45,8 @@ class Reference:
 
     @property
     def sound(self) -> bool:
-        """Whether it can be a reference: finite logits."""
-        return bool(self.logits.isfinite().all())
+        """Whether it can be a reference: finite logits, and a finite loss."""
+        return bool(self.logits.isfinite().all()) and math.isfinite(self.loss)
 
 
 @dataclass(frozen=True, slots=True)

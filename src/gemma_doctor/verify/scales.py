@@ -36,7 +36,7 @@ def search(backward: Backward, reference: Mapping[str, TensorStats], guess: int 
     """
     known = _Tried(backward, reference)
     top = _last(known.fits, min(max(guess, 0), LARGEST))
-    if top is not None and reference:
+    if top is not None:
         _first(known.shows, top)
     return LossScales(tuple(known.trials[at] for at in sorted(known.trials)))
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
+from gemma_doctor.errors import UsageError
 from gemma_doctor.kernels.outputs import launch
 from gemma_doctor.tensors import TensorStats
 
@@ -57,10 +59,16 @@ def gradients(model: nn.Module, loss: Tensor, scale: float) -> dict[str, TensorS
         model: The model; its gradients are cleared again.
         loss: The loss, with its graph.
         scale: What it is multiplied by.
+
+    Raises:
+        UsageError: If parts of the model are offloaded: their gradients would be missing in silence.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UsageError("the model does not fit the device, so that gradients cannot be measured: use --no-backward")
     (loss * scale).backward(retain_graph=True)
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    stats = launch(list(found.values())).stats() if found else []
+    with _disable_current_modes():  # a trace must not see how gradients are measured
+        stats = launch(list(found.values())).stats() if found else []
     model.zero_grad(set_to_none=True)
     return dict(zip(found, stats, strict=True))
 

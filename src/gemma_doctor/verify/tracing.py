@@ -121,6 +121,8 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
         for output in (*targets, *known.outputs(result)):
             if output.is_floating_point():
                 self._note(output, known, origins, unbounded=unbounded)
+            else:
+                self._origins.pop(_storage(output), None)
         return result
 
     def events(self) -> list[Event]:
@@ -163,7 +165,7 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
 
     def _note(self, output: Tensor, known: Operation, origins: list[_Origin], *, unbounded: bool) -> None:
         storage, size = _storage(output), output.nbytes
-        if not size or not known.initialises:
+        if not size or not known.initialises or output.is_meta:  # meta: accelerate takes offloaded weights away
             self._origins.pop(storage, None)
             return
         self._origins[storage] = self._first + len(self._raw)
