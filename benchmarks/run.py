@@ -53,7 +53,10 @@ def main() -> None:
             print(f"{row.what}: {row.ours}; {row.beside}; {row.ratio}", file=sys.stderr)
             rows.append(row)
     document = (
-        _head(quick=options.quick) + markdown(rows) + (HERE / "remarks.md").read_text() + (HERE / "elsewhere.md").read_text()
+        _head(quick=options.quick)
+        + markdown(rows)
+        + (HERE / "remarks.md").read_text()
+        + (HERE / "elsewhere.md").read_text()
     )
     print(document)
     if options.write:
