@@ -8,14 +8,13 @@ As a program it runs gemma-doctor's command line: ``python tests/torchvision_ope
 
 from __future__ import annotations
 
-import torch
+from torch import library
 
 try:
     import torchvision  # noqa: F401
 except RuntimeError:
-    _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
     for _name in ("nms", "qnms"):
-        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 if __name__ == "__main__":
     from gemma_doctor.cli import main
