@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 from checkpoints import (
     PUBLISHED,
     Array,
@@ -31,6 +32,7 @@ from gemma_doctor.records import Finding
 from gemma_doctor.repair.evidence.calibration import Calibration, Measured
 from gemma_doctor.repair.evidence.case import Mend
 from gemma_doctor.repair.evidence.outputs import Square
+from gemma_doctor.repair.evidence.windows import FLOOR, Window
 
 CONFIG = tiny_gemma3n_config()
 ENCODER = "model.vision_tower.timm_model."
@@ -268,6 +270,85 @@ def test_only_measured_peaks_beyond_the_window_are_mended_without_a_finding() ->
     weight = f"{ENCODER}blocks.2.32.pw_exp.conv.weight"
     assert answers("rescale-conv", exam, (), traced(256.0, 1.0, weight)) == []
     assert only_mend(answers("rescale-conv", exam, (), traced(257.0, 1.0, weight))).finding is None
+
+
+PW_EXP = f"{ENCODER}blocks.2.32.pw_exp.conv.weight"
+
+
+def test_outputs_near_the_lower_end_of_the_window_are_scaled_to_its_middle() -> None:
+    """Peak 1 may grow by 2^7 within one bit of 256; a mean square of 1e-4 must by 2^4 to clear 6.2e-4 by two bits."""
+    exam = examine(sound(), CONFIG)
+    mend = only_mend(answers("rescale-conv", exam, (), traced(1.0, 1e-4, PW_EXP)))
+    assert mend.finding is None
+    assert exponents(mend) == {PW_EXP: 6}
+    (edit,) = mend.edits
+    assert edit.reason.rule == "GD402"
+    assert edit.reason.evidence["relative_change"] == pytest.approx(1e-6 / 2e-4)
+    assert f"times 2^6 it is {1e-4 * 4**6:.2g}" in edit.reason.message
+    assert answers("rescale-conv", exam, (), traced(1.0, 0.0099, PW_EXP)) == []
+    assert len(answers("rescale-conv", exam, (), traced(1.0, 0.0098, PW_EXP))) == 1
+
+
+def test_a_stem_is_lifted_with_its_bias() -> None:
+    mend = only_mend(answers("rescale-conv", examine(sound(), CONFIG), (), traced(1.0, 1e-4, f"{STEM}weight")))
+    assert exponents(mend) == {f"{STEM}weight": 6, f"{STEM}bias": 6}
+
+
+@pytest.mark.parametrize(("peak", "power"), [(16.0, 3), (32.0, 2)])
+def test_where_both_ends_cannot_be_met_outputs_go_as_far_up_as_they_may(peak: float, power: int) -> None:
+    mend = only_mend(answers("rescale-conv", examine(sound(), CONFIG), (), traced(peak, 5e-5, PW_EXP)))
+    assert exponents(mend) == {PW_EXP: power}
+    assert "as far up as the largest output allows" in mend.edits[0].reason.message
+
+
+def test_a_peak_that_leaves_the_window_counts_more_than_the_backward_pass() -> None:
+    exam = examine(sound(), CONFIG)
+    mend = only_mend(answers("rescale-conv", exam, (), traced(512.0, 0.0096, PW_EXP)))
+    assert exponents(mend) == {PW_EXP: -2}
+    assert "No power of two serves both ends: the least mean square becomes 0.0006," in mend.edits[0].reason.message
+    refusal = only_left(answers("rescale-conv", exam, (), traced(200.0, 1e-4, PW_EXP)))
+    assert (refusal.rule, refusal.tensor) == ("GD402", PW_EXP)
+    assert "no room to scale it up" in refusal.reason
+
+
+def test_a_norm_that_its_eps_dominates_is_not_lifted() -> None:
+    refusal = only_left(answers("rescale-conv", examine(sound(), CONFIG), (), traced(1.0, 7.9e-6, PW_EXP)))
+    assert refusal.rule == "GD402"
+    assert "0.063 of their size; 0.062 is allowed" in refusal.reason
+    assert only_mend(answers("rescale-conv", examine(sound(), CONFIG), (), traced(1.0, 8.1e-6, PW_EXP)))
+
+
+def test_norms_that_square_in_float32_have_no_lower_end() -> None:
+    exam = examine(sound(), CONFIG)
+    assert answers("rescale-conv", exam, (), traced(1.0, 1e-5, AUDIO)) == []
+    assert answers("rescale-conv", exam, (), traced(1.0, 1e-5, VALUE)) == []
+
+
+def test_a_finding_that_the_trace_does_not_confirm_is_left_and_its_backward_pass_mended() -> None:
+    fusion = f"{ENCODER}msfa.ffn.pw_proj.conv.weight"
+    exam = examine(plant(sound(), fusion, 98.0), CONFIG)
+    refused, mend = answers("rescale-conv", exam, [conv_finding(exam, fusion)], traced(1.0, 1e-4, fusion))
+    assert isinstance(refused, Left)
+    assert refused.rule == "GD104"
+    assert isinstance(mend, Mend)
+    assert exponents(mend) == {fusion: 6}
+
+
+@given(
+    peak=st.floats(-6, 5),
+    share=st.floats(-4, 0),
+)
+def test_law_a_window_that_is_wide_is_reached_at_both_ends(peak: float, share: float) -> None:
+    """Within 128 and at least four times the root of the floor, for any peak and any share of it as least rms."""
+    largest = 10.0**peak
+    square = (largest * 10.0**share) ** 2
+    window = Window.of(largest, square, 256.0)
+    k = window.middle
+    assert math.ldexp(largest, -k) <= 128
+    if window.wide:
+        assert math.ldexp(square, -2 * k) >= 16 * FLOOR * (1 - 1e-9)
+    else:
+        assert math.ldexp(largest, 1 - k) > 128
 
 
 def test_a_weight_with_nan_is_left() -> None:

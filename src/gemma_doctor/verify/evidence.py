@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gemma_doctor.architectures import Model
@@ -59,7 +59,7 @@ class Evidence:
         """
         for name, conv in self.model.convs.items():
             own = [name, conv.norm.weight] if conv.norm else [name]
-            if any(f"{module}.".startswith(tensor.removesuffix("weight")) for tensor in own):
+            if _owned(module, own):
                 return Repair("rescale-conv", "eps")
         streams = {value.stream for value in self.model.values}
         for rescaling in self.model.rescalings:
@@ -69,10 +69,21 @@ class Evidence:
                     return Repair("rescale-residual", "eps")
         return None
 
+    def lifts(self, module: str) -> Repair | None:
+        """The pass that mends a norm's gradients: rescale-conv, where it reads a convolution and squares in float16."""
+        norms = [conv.norm for conv in self.model.convs.values() if conv.norm is not None]
+        squaring = [norm.weight for norm in norms if norm.squares_in == "input"]
+        return Repair("rescale-conv", "eps") if _owned(module, squaring) else None
+
     def _canonical(self, module: str) -> set[str]:
         """What the declarations may call a module: a running model has transformers' own names."""
         layouts = (None, *self.model.layouts)
         return {self.model.canonical(f"{module}.", layout).removesuffix(".") for layout in layouts}
+
+
+def _owned(module: str, tensors: Iterable[str]) -> bool:
+    """Whether a module, or one that it is a part of, owns one of these weights."""
+    return any(f"{module}.".startswith(tensor.removesuffix("weight")) for tensor in tensors)
 
 
 def where(failure: FailingOp, run: Run) -> str:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from gemma_doctor.architectures.base import Conv
 from gemma_doctor.architectures.bounds import Bound, Prover
 from gemma_doctor.architectures.expressions import Linear
+from gemma_doctor.architectures.limits import SQUARE_LIMIT
 from gemma_doctor.architectures.typical import REACH, cautious_rms, row_spread
 from gemma_doctor.examination import Examination
 from gemma_doctor.repair.evidence.calibration import Calibration, Measured
+from gemma_doctor.repair.evidence.windows import Window
 from gemma_doctor.tensors import MeasuredTensor
 
 __all__ = ["Outputs", "Reach", "Square"]
@@ -48,16 +50,17 @@ class Square:
         """How much an RMS norm's output changes, relative to its size, if its input is multiplied by 2**-exponent.
 
         The output is x / sqrt(m + eps) before, and 2^-k x / sqrt(4^-k m + eps) = x / sqrt(m + 4^k eps) after. Their
-        quotient is sqrt((m + eps) / (m + 4^k eps)) >= 1 - 4^k eps / (2 m).
+        quotient is sqrt((m + eps) / (m + 4^k eps)) >= 1 - 4^k eps / (2 m), and for a negative k, which makes the output
+        larger, at most sqrt(1 + eps / m) <= 1 + eps / (2 m).
 
         Args:
             eps: The norm's eps.
             exponent: k.
 
         Returns:
-            4^k eps / (2 m); inf where m is 0 or unknown.
+            4^k eps / (2 m), with 0 in place of a negative k; inf where m is 0 or unknown.
         """
-        return eps * 4.0**exponent / (2 * self.mean) if self.mean > 0 else math.inf
+        return eps * 4.0 ** max(exponent, 0) / (2 * self.mean) if self.mean > 0 else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,23 @@ class Outputs:
             return None
         modules = (known.removesuffix(".weight") for known in (name, self.exam.disk_name(name)))
         return next((self.calibration.modules[m] for m in modules if m in self.calibration.modules), None)
+
+    def window(self, name: str, conv: Conv) -> Window | None:
+        """Where a convolution's measured outputs lie in the window of the norm that squares them in float16.
+
+        Args:
+            name: Its weight's canonical name.
+            conv: The convolution.
+
+        Returns:
+            The window; None where no such norm reads them, or the trace does not say how large and small they are.
+        """
+        measured = self.measured(name)
+        if conv.norm is None or conv.norm.squares_in != "input":
+            return None
+        if measured is None or not measured.peak or not measured.mean_square_min:
+            return None
+        return Window.of(measured.peak, measured.mean_square_min, SQUARE_LIMIT)
 
     def reaches(self, name: str, conv: Conv) -> Iterator[Reach]:
         """How large a convolution's outputs can become, the best answer first.

@@ -17,9 +17,10 @@ no step at all, and the forward pass may look sound all the while.
 
 ## How to mend
 
-Compute the named module in float32 (`gemma-doctor verify --guard` shows whether that suffices). In the norms of Gemma
-3n's image encoder the gradient holds the third power of the reciprocal root, which leaves float16 where the mean square
-is below 6e-4: there the convolution before it should be scaled up, not down.
+In the norms of Gemma 3n's image encoder the gradient holds the third power of the reciprocal root, which leaves float16
+where the mean square is below 6e-4: there the pass `rescale-conv` scales the convolution before it up, by what a trace
+measured (`verify --trace`, then `repair --calibration`). Elsewhere compute the named module in float32
+(`gemma-doctor verify --guard` shows whether that suffices).
 
 ## Limits
 
@@ -54,6 +55,7 @@ def _check(seen: Evidence) -> Iterator[Finding]:
                 "op": failure.activation.op if failure else None,
                 "run": run.modality,
             },
+            repair=None if failure is None else seen.lifts(failure.activation.module),
         )
 
 
