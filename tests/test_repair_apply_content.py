@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,10 +42,10 @@ from gemma_doctor import __version__
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.checkpoint.dtypes import BITS
 from gemma_doctor.plans import Cast, Clamp, Edit, Plan, Scale, ZeroNonfinite
-from gemma_doctor.repair.applying import crew
+from gemma_doctor.repair.applying import streams
 from gemma_doctor.repair.applying.apply import apply
-from gemma_doctor.repair.applying.digest import BLOCK_BYTES
-from gemma_doctor.repair.applying.streams import Stream
+from gemma_doctor.repair.applying.following import Follower, following
+from gemma_doctor.repair.applying.outfiles import BLOCK_BYTES
 from gemma_doctor.repair.documents import plan_document
 
 CONFIG: dict[str, Any] = {"model_type": "toy", "dtype": "bfloat16", "text_config": {"eps": 1e-06}}
@@ -335,21 +337,20 @@ def test_empty_folders_and_permissions_are_kept(tmp_path: Path) -> None:
     assert modes == {name: mode & ~umask for name, mode in wanted.items()}
 
 
-@pytest.mark.parametrize("cores", [1, 8])
-def test_many_blocks_hashed_beside_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+@pytest.mark.parametrize("large", [1000, 1 << 30])
+def test_many_blocks_checked_beside_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int) -> None:
     names = [f"{number:04}{'n' * 120}" for number in range(2_000)]  # a header of two blocks
     weights = {name: bfloat16(np.full((1,), number)) for number, name in enumerate(names)}
     weights |= {"odd": bfloat16(np.random.default_rng(0).standard_normal(3 * BLOCK_BYTES // 2 + 7)), **WEIGHTS}
     source = write(tmp_path / "source", weights, {"dtype": "x", "notes": "y" * 2 * BLOCK_BYTES})
-    monkeypatch.setattr(crew, "_LARGE", 1000)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
-    aside: set[bool] = set()
+    monkeypatch.setattr(streams, "_LARGE", large)
+    beside: set[bool] = set()
 
-    def seen(*given: Any) -> Stream:  # noqa: ANN401
-        aside.add(given[-1])
-        return Stream(*given)
+    def seen(check: Callable[[Any], None], *, aside: bool) -> AbstractContextManager[Follower[Any]]:
+        beside.add(aside)
+        return following(check, aside=aside)
 
-    monkeypatch.setattr(crew, "Stream", seen)
+    monkeypatch.setattr(streams, "following", seen)
     mend(source, tmp_path / "out", scale("odd", 1), scale("odd", -1), set_config("z", "dtype"))
     record = json.loads((tmp_path / "out/gemma-doctor.json").read_text(encoding="utf-8"))
     made = tree(tmp_path / "out")
@@ -357,7 +358,7 @@ def test_many_blocks_hashed_beside_or_not(tmp_path: Path, monkeypatch: pytest.Mo
         name: made[name] for name in made if name != "gemma-doctor.json"
     }
     assert made["model.safetensors"] == tree(source)["model.safetensors"]
-    assert (True in aside) is (cores > 1)
+    assert (True in beside) is (large == 1000)
 
 
 def test_what_is_not_copied_is_named(tmp_path: Path) -> None:

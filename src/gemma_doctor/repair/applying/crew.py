@@ -22,13 +22,6 @@ __all__ = ["Crew"]
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 """Why a hard link may not be made although a copy can (link(2))."""
 
-_PER_CORE = 2
-"""Files that are written at once for each core: while one waits for the disk, another is worked on, and three files on
-two cores end together."""
-
-_LARGE = 1 << 26
-"""Bytes beyond which a file keeps a core busy for long enough to care how."""
-
 
 @dataclass(frozen=True, slots=True)
 class Crew:
@@ -70,20 +63,19 @@ class Crew:
             folder.mkdir(parents=True, exist_ok=True)  # an index may place shards where no folder was copied
         if progress:
             progress.start(sum(out.size for out in files))
-        aside = sum(out.size > _LARGE and not self._may_link(out) for out in files) < self.cores
-        with ThreadPoolExecutor(self.cores * _PER_CORE) as pool:
+        with ThreadPoolExecutor(self.cores) as pool:
             try:
                 # The largest first: the threads then end at about the same time.
                 by_size = sorted(files, key=lambda out: -out.size)
-                futures = {out.name: self._submit(pool, out, aside=aside) for out in by_size}
+                futures = {out.name: self._submit(pool, out) for out in by_size}
                 self._report(len(futures), progress)
                 return _results([futures[out.name] for out in files])
             finally:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, out: OutFile, *, aside: bool) -> Future[WrittenFile]:
-        future = pool.submit(self._write, out, aside=aside and out.size > _LARGE)
+    def _submit(self, pool: ThreadPoolExecutor, out: OutFile) -> Future[WrittenFile]:
+        future = pool.submit(self._write, out)
         future.add_done_callback(lambda _: self._done.put(None))
         return future
 
@@ -96,12 +88,12 @@ class Crew:
             elif progress:
                 progress.advance(nbytes)
 
-    def _write(self, out: OutFile, *, aside: bool) -> WrittenFile:
+    def _write(self, out: OutFile) -> WrittenFile:
         try:
             if isinstance(out, Copied) and not out.holds_tensors:
                 with FileBytes(replace(self.checkpoint, files=(FileInfo(out.name, out.size),))) as side:
-                    return self._stream(side, aside=aside).write(out, self._mode(out))
-            stream = self._stream(self.source, aside=aside)
+                    return self._stream(side).write(out, self._mode(out))
+            stream = self._stream(self.source)
             if self._may_link(out) and self._linked(out):
                 return stream.adopt(out)
             return stream.write(out, self._mode(out))
@@ -109,8 +101,8 @@ class Crew:
             self._stop.set()
             raise
 
-    def _stream(self, source: FileBytes, *, aside: bool) -> Stream:
-        return Stream(source, self.folder, self._done.put, self._stop, aside)
+    def _stream(self, source: FileBytes) -> Stream:
+        return Stream(source, self.folder, self._done.put, self._stop)
 
     def _mode(self, out: OutFile) -> int:
         """Permission bits of the source's file of that name; as for ``cp``, the umask is taken from them."""

@@ -16,13 +16,13 @@ import numpy.typing as npt
 from gemma_doctor.checkpoint import FileBytes
 from gemma_doctor.checkpoint.dtypes import BITS
 from gemma_doctor.checkpoint.writer import ShardLayout
-from gemma_doctor.repair.applying.digest import BLOCK_BYTES
 from gemma_doctor.repair.applying.schedule import Target
 from gemma_doctor.repair.elements.edits import carry_out, dtype_after
 from gemma_doctor.repair.elements.floats import FORMS
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = [
+    "BLOCK_BYTES",
     "Bytes",
     "Copied",
     "Document",
@@ -34,6 +34,9 @@ __all__ = [
     "origin_bytes",
     "pieces",
 ]
+
+BLOCK_BYTES = 1 << 18
+"""Bytes of one block. The blocks that wait to be checked then lie in the processor's cache together."""
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 

@@ -1,9 +1,9 @@
-"""Writing one file of the output, and checking it block by block while it is hot in the processor's cache.
+"""Writing one file of the output, and checking it block by block while it is in the processor's cache.
 
-Each block is written, read back from the file, compared with the source (edited anew where it is edited), and fed to
-SHA-256. A comparison with the source is stronger than a hash of both would be, and many times cheaper; what bounds
-the speed is the one hash that the user is given. The disk is set to work every few MB, so that it is never idle and
-the fsync at the end has next to nothing to wait for.
+Each block is written; then it is read back from the file, compared with the source (edited anew where it is edited),
+and fed to SHA-256, by a second thread where the file is large. A comparison with the source is stronger than a hash of
+both would be, and many times cheaper. The disk is set to work every few MB, so that it is never idle and the fsync at
+the end has next to nothing to wait for.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from gemma_doctor.checkpoint import FileBytes
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.checkpoint.writer import copy_range, start_writeback, write_all
 from gemma_doctor.errors import OutputError
 from gemma_doctor.plans import WrittenFile
-from gemma_doctor.repair.applying.digest import Digest, hashing
-from gemma_doctor.repair.applying.outfiles import Bytes, OutFile, Piece, Span, pieces
+from gemma_doctor.repair.applying.following import following
+from gemma_doctor.repair.applying.outfiles import BLOCK_BYTES, Bytes, OutFile, Piece, Span, pieces
 
 __all__ = ["StoppedError", "Stream"]
 
@@ -30,6 +32,9 @@ _LIBC = ctypes.CDLL(None)
 
 _BURST = 8 << 20
 """Bytes after which the disk is set to work and progress is reported."""
+
+_LARGE = 1 << 26
+"""Bytes beyond which a file is worth a second thread."""
 
 
 class StoppedError(Exception):
@@ -45,14 +50,12 @@ class Stream:
         folder: The folder that becomes the output.
         advance: Told how many bytes have been written and checked.
         stop: Set where the work has been called off.
-        aside: Whether a second thread hashes.
     """
 
     source: FileBytes
     folder: Path
     advance: Callable[[int], None]
     stop: threading.Event
-    aside: bool
 
     def write(self, out: OutFile, mode: int) -> WrittenFile:
         """Write a file, check it and have it put on the disk.
@@ -69,9 +72,7 @@ class Stream:
         path = self.folder / out.name
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
-            with hashing(aside=self.aside) as digest:
-                self._fill(out, descriptor, digest)
-                sha256 = digest.hexdigest()
+            sha256 = self._fill(out, descriptor)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -99,20 +100,16 @@ class Stream:
             raise OutputError(f"{shown(out.name)}: another file was linked. Let the source's writer finish, and retry.")
         return WrittenFile(out.name, out.size, digest.hexdigest(), linked=True)
 
-    def _fill(self, out: OutFile, target: int, digest: Digest) -> None:
-        burst = _Burst(self.advance, target)
-        for piece in pieces(out):
-            self._go_on()
-            self._put(piece, target)
-            block = digest.spare()[: piece.nbytes]
-            if not (_read_back(target, piece.at, block) and _same(block, piece.produce(self.source))):
-                raise OutputError(
-                    f"{shown(out.name)}: read back, the bytes from {piece.at:,} on are not what was written. "
-                    "The source was written to meanwhile, or the disk fails. Check it, and repair again."
-                )
-            digest.feed(block)
-            burst.add(piece.nbytes)
-        burst.end()
+    def _fill(self, out: OutFile, target: int) -> str:
+        """Writes and checks every piece; the SHA-256 of all."""
+        check = _Check(self.source, out.name, target, _Burst(self.advance, target))
+        with following(check, aside=out.size > _LARGE) as follower:
+            for piece in pieces(out):
+                self._go_on()
+                self._put(piece, target)
+                follower.take(piece)
+            follower.finish()
+        return check.hexdigest()
 
     def _go_on(self) -> None:
         if self.stop.is_set():
@@ -124,6 +121,45 @@ class Stream:
             copy_range(self.source.descriptor(piece.file), piece.start, target, piece.at, content)
         else:
             write_all(target, piece.at, content)
+
+
+@dataclass(slots=True, eq=False)
+class _Check:
+    """Reads pieces back in their order, compares them with the source, and hashes them.
+
+    Attributes:
+        source: The source's files.
+        name: The file that is written.
+        target: Its descriptor.
+        burst: Told of each piece.
+    """
+
+    source: FileBytes
+    name: str
+    target: int
+    burst: _Burst
+    _sha256: hashlib._Hash = field(default_factory=hashlib.sha256)
+    _spare: Bytes = field(default_factory=lambda: np.empty(BLOCK_BYTES, np.uint8))
+
+    def __call__(self, piece: Piece) -> None:
+        """Check one piece.
+
+        Raises:
+            OutputError: If it is not what was to be written.
+        """
+        block = self._spare[: piece.nbytes]
+        if not (_read_back(self.target, piece.at, block) and _same(block, piece.produce(self.source))):
+            raise OutputError(
+                f"{shown(self.name)}: read back, the bytes from {piece.at:,} on are not what was written. "
+                "The source was written to meanwhile, or the disk fails. Check it, and repair again."
+            )
+        self._sha256.update(block.data)
+        self.burst.add(piece.nbytes)
+
+    def hexdigest(self) -> str:
+        """The hash of all pieces."""
+        self.burst.end()
+        return self._sha256.hexdigest()
 
 
 @dataclass(slots=True, eq=False)
