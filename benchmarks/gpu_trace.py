@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/gpu_trace.py [--json FILE]
 
-Prints a Markdown table: the step as it is, the same with every operation measured, and with a hook on every module that
+Prints a Markdown table: the step as it is, the same under a dispatch mode that does nothing, the same with every operation measured, and with a hook on every module that
 asks for isinf of its output and waits for the answer, as scripts do (forward only: hooks see nothing of the backward
 pass). Times are medians of three after one that warms up; weights are random.
 """
@@ -22,18 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dispatching import Empty
 from gpu_models import build
 from inputs import E2B_CONFIG
 from torch import nn
 
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.verify.bench import Bench
+from gemma_doctor.verify.blame import first_bad
 from gemma_doctor.verify.inputs import Batch, batch
 from gemma_doctor.verify.loading import read_config
 from gemma_doctor.verify.machine import without_tf32
 from gemma_doctor.verify.measures import Measures, Request
 from gemma_doctor.verify.places import Places
-from gemma_doctor.verify.tracing import Trace
 
 LOSS_SCALE = 1024.0
 DEVICE = torch.device("cuda")
@@ -45,6 +46,7 @@ class Row:
 
     what: str
     plain: float
+    empty: float
     traced: float
     hooked_forward: float
     plain_forward: float
@@ -55,7 +57,7 @@ class Row:
 
     def cells(self) -> str:
         """The line."""
-        times = (self.plain, self.traced, self.plain_forward, self.traced_forward, self.hooked_forward)
+        times = (self.plain, self.empty, self.traced, self.plain_forward, self.traced_forward, self.hooked_forward)
         milliseconds = " | ".join(f"{1000 * seconds:,.0f}" for seconds in times)
         return (
             f"| {self.what} | {self.outputs:,} | {milliseconds} | {self.traced / self.plain:.2f} | "
@@ -65,9 +67,9 @@ class Row:
 
 
 HEADER = """\
-| float16 step | outputs | plain ms | traced ms | forward ms | traced forward ms | hooked forward ms | \
+| float16 step | outputs | plain ms | empty mode ms | traced ms | forward ms | traced forward ms | hooked forward ms | \
 traced / plain | forward: traced / plain | forward: hooked / plain | peak GB | traced peak GB |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
 
 
 def main() -> None:
@@ -92,11 +94,11 @@ def _rows(folder: Path) -> Iterator[Row]:
     with bench.model(subject, torch.float16) as model:
         for tokens in (512, 2048, 4096):
             with _survive(f"text, {tokens} tokens"):
-                yield _row(f"text, {tokens:,} tokens", model, _step(bench, model, subject, "text", tokens))
+                yield _row(f"text, {tokens:,} tokens", bench, model, _step(bench, model, subject, "text", tokens))
         with _survive("image"):
-            yield _row("text of 64 tokens and a 768 px image", model, _step(bench, model, subject, "image", 64))
+            yield _row("text of 64 tokens and a 768 px image", bench, model, _step(bench, model, subject, "image", 64))
         with _survive("encoder"):
-            yield _row("image encoder, 4 images of 768 px", model, _encoder(model))
+            yield _row("image encoder, 4 images of 768 px", bench, model, _encoder(model))
 
 
 @contextmanager
@@ -123,7 +125,7 @@ def _encoder(model: Any) -> Forward:  # noqa: ANN401  # a class of transformers
     return lambda: tower.forward_features(pixels).float().square().mean()
 
 
-def _row(what: str, model: nn.Module, forward: Forward) -> Row:
+def _row(what: str, bench: Bench, model: nn.Module, forward: Forward) -> Row:
     places = Places.of(model)
     outputs = 0
 
@@ -131,16 +133,22 @@ def _row(what: str, model: nn.Module, forward: Forward) -> Row:
         (forward() * LOSS_SCALE).backward()
         model.zero_grad(set_to_none=True)
 
+    def empty() -> None:
+        with Empty():
+            plain()
+
     def traced() -> None:
         nonlocal outputs
-        with places.watching(), (trace := Trace(places)):
+        with places.watching(), (trace := bench.trace(places)):
             plain()
-        outputs = len(trace.events())
+        events = trace.events()
+        first_bad(events, None)  # waits for the figures
+        outputs = len(events)
 
     def traced_forward() -> None:
-        with places.watching(), torch.no_grad(), (trace := Trace(places)):
+        with places.watching(), torch.no_grad(), (trace := bench.trace(places)):
             forward()
-        trace.events()
+        first_bad(trace.events(), None)
 
     def plain_forward() -> None:
         with torch.no_grad():
@@ -152,7 +160,7 @@ def _row(what: str, model: nn.Module, forward: Forward) -> Row:
 
     times: dict[str, float] = {}
     peaks: dict[str, int] = {}
-    for run in (plain, traced, plain_forward, traced_forward, hooked_forward):
+    for run in (plain, empty, traced, plain_forward, traced_forward, hooked_forward):
         times[run.__name__], peaks[run.__name__] = _measured(run)
     return Row(what, **times, outputs=outputs, plain_peak=peaks["plain"], traced_peak=peaks["traced"])
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gemma_doctor.verify.events import Event, Key
 from gemma_doctor.verify.places import Places
-from gemma_doctor.verify.tracing import Event, Key, Trace
+from gemma_doctor.verify.tracing import Trace
 
 INF = float("inf")
 
@@ -19,7 +20,7 @@ def traced(model: nn.Module, run: Callable[[], object]) -> list[Event]:
     places = Places.of(model)
     with torch.enable_grad(), places.watching(), (trace := Trace(places)):
         run()
-    return trace.events()
+    return list(trace.events())
 
 
 class Block(nn.Module):

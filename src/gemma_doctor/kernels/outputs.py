@@ -12,9 +12,10 @@ order, and partly in float32 (relative error below 2**-17).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from functools import cached_property
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -25,6 +26,8 @@ from gemma_doctor.tensors import TensorStats
 
 __all__ = ["Launched", "launch"]
 
+_T = TypeVar("_T")
+
 _NAMES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
@@ -34,9 +37,6 @@ _NAMES = {
     torch.float8_e5m2: "F8_E5M2",
 }
 
-_Part: TypeAlias = tuple[Sequence[int], Callable[[], list[TensorStats]]]
-"""Which of the tensors, and how to get their records."""
-
 
 class _Way(Protocol):
     """A module that measures tensors on a GPU."""
@@ -45,13 +45,30 @@ class _Way(Protocol):
 
     def read(self, table: torch.Tensor, counts: Sequence[int], /) -> list[TensorStats]: ...
 
+    def nonfinite(self, table: torch.Tensor, /) -> list[int]: ...
+
 
 @dataclass(frozen=True, slots=True)
+class _Part:
+    """Some of the tensors.
+
+    Attributes:
+        indices: Which they are.
+        read: How to get their records.
+        nonfinite: How to learn how many NaNs and infinities each holds.
+    """
+
+    indices: Sequence[int]
+    read: Callable[[], list[TensorStats]]
+    nonfinite: Callable[[], list[int]]
+
+
+@dataclass(frozen=True)
 class Launched:
     """Measurements under way.
 
     Attributes:
-        parts: Which of the tensors, and how to get their records.
+        parts: Of which they consist.
     """
 
     parts: tuple[_Part, ...]
@@ -62,8 +79,20 @@ class Launched:
         Returns:
             A finished record for each tensor, in their order. Activations have no rows, so figures of rows are None.
         """
-        found = {index: stats for indices, read in self.parts for index, stats in zip(indices, read(), strict=True)}
-        return [found[index] for index in range(len(found))]
+        return self._records
+
+    def nonfinite(self) -> list[int]:
+        """NaNs and infinities in each tensor, in their order. Waits for the device, and makes no records."""
+        return _in_order((part.indices, part.nonfinite()) for part in self.parts)
+
+    @cached_property
+    def _records(self) -> list[TensorStats]:
+        return _in_order((part.indices, part.read()) for part in self.parts)
+
+
+def _in_order(parts: Iterable[tuple[Sequence[int], list[_T]]]) -> list[_T]:
+    found = {index: item for indices, items in parts for index, item in zip(indices, items, strict=True)}
+    return [found[index] for index in range(len(found))]
 
 
 def launch(tensors: Sequence[torch.Tensor]) -> Launched:
@@ -119,7 +148,8 @@ def _on_cpu(tensors: list[torch.Tensor]) -> Launched:
     """Measured at once, for nobody says when the tensors change."""
     flat = ((tensor.detach().view(-1), _NAMES[tensor.dtype]) for tensor in tensors)
     done = [measure(tensor.view(torch.uint8).numpy(), name, tuple(tensor.shape)) for tensor, name in flat]
-    return Launched(((range(len(done)), lambda: done),))
+    wrong = [stats.nan + stats.inf for stats in done]
+    return Launched((_Part(range(len(done)), lambda: done, lambda: wrong),))
 
 
 def _on_gpu(tensors: list[torch.Tensor]) -> Launched:
@@ -137,4 +167,4 @@ def _enqueued(way: _Way, tensors: list[torch.Tensor], indices: Sequence[int]) ->
     """Some of the tensors, measured that way. What is kept is the table and the counts, not the tensors."""
     chosen = [tensors[index] for index in indices]
     table, counts = way.enqueue(chosen), [tensor.numel() for tensor in chosen]
-    return indices, lambda: way.read(table, counts)
+    return _Part(indices, lambda: way.read(table, counts), lambda: way.nonfinite(table))

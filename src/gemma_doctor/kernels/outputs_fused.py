@@ -12,7 +12,7 @@ import torch
 from gemma_doctor.kernels import triton_outputs
 from gemma_doctor.tensors import TensorStats
 
-__all__ = ["DTYPES", "enqueue", "read"]
+__all__ = ["DTYPES", "enqueue", "nonfinite", "read"]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """What the kernel measures."""
@@ -69,6 +69,13 @@ def read(table: torch.Tensor, counts: Sequence[int]) -> list[TensorStats]:
     lines = table.cpu()
     squares = lines.view(torch.float64)[:, triton_outputs.SQUARES.value].tolist()
     return [_record(*line) for line in zip(lines.tolist(), squares, counts, strict=True)]
+
+
+def nonfinite(table: torch.Tensor) -> list[int]:
+    """NaNs and infinities of each line of a table; waits for the device."""
+    lines = table.cpu()
+    counts: list[int] = (lines[:, triton_outputs.NAN.value] + lines[:, triton_outputs.INF.value]).tolist()
+    return counts
 
 
 def _record(line: list[int], squares: float, count: int) -> TensorStats:

@@ -10,7 +10,7 @@ import torch
 
 from gemma_doctor.tensors import FP16_FIRST_INF, TensorStats
 
-__all__ = ["enqueue", "read"]
+__all__ = ["enqueue", "nonfinite", "read"]
 
 _NORMAL, _UNDERFLOW = 2.0**-14 - 2.0**-25, 2.0**-25
 """Smallest magnitude that rounds to a normal float16, and largest that rounds to zero (see :mod:`.formats`)."""
@@ -36,6 +36,11 @@ def read(table: torch.Tensor, counts: Sequence[int]) -> list[TensorStats]:
         counts: Elements of each tensor.
     """
     return [_record(*line) for line in zip(counts, table.tolist(), strict=True)]
+
+
+def nonfinite(table: torch.Tensor) -> list[int]:
+    """NaNs and infinities of each line of a table; waits for the device."""
+    return [int(nan + inf) for nan, inf, *_ in table.tolist()]
 
 
 def _figures(tensor: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,9 @@ from gemma_doctor.verify import machine
 from gemma_doctor.verify.inputs import Batch
 from gemma_doctor.verify.loading import Subject
 from gemma_doctor.verify.measures import Measures
+from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.step import Step, forward
+from gemma_doctor.verify.tracing import Trace
 
 __all__ = ["Bench"]
 
@@ -47,6 +49,10 @@ class Bench:
             if self.measures.checkpointing:
                 _recompute(model)
             yield model
+
+    def trace(self, places: Places) -> Trace:
+        """A trace of a model that runs here."""
+        return Trace(places, machine.waiting(self.device))
 
     def run(self, model: nn.Module, inputs: Batch, dtype: torch.dtype, *, amp: bool = False) -> Step:
         """One forward pass.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gemma_doctor.tensors import TensorStats
 from gemma_doctor.verifications import Activation, FailingOp, Modality, Operand
 from gemma_doctor.verify.dtypes import name_of
-from gemma_doctor.verify.tracing import Event, Key
+from gemma_doctor.verify.events import Event, Events, Key
 
 __all__ = ["Scene", "first_bad", "first_bad_weight", "loaded", "merged"]
 
@@ -19,7 +19,7 @@ _TELLING = ("eps", "scale", "clip", "cap")
 """Words in the names of constants that bear on overflow."""
 
 
-def first_bad(events: Sequence[Event], reference: Mapping[Key, TensorStats] | None) -> Event | None:
+def first_bad(events: Events, reference: Mapping[Key, TensorStats] | None) -> Event | None:
     """The first output that is not finite and should be.
 
     What the reference has there decides: infinities in a mask are meant. An operation that the reference lacks (a cast)
@@ -30,9 +30,7 @@ def first_bad(events: Sequence[Event], reference: Mapping[Key, TensorStats] | No
         reference: The figures at the same places of the reference; None without one.
     """
     excused: set[int] = set()
-    for event in events:
-        if not event.nonfinite:
-            continue
+    for event in events.nonfinite():
         known = None if reference is None else reference.get(event.key)
         if known is not None:
             meant = known.nan + known.inf > 0
@@ -67,7 +65,7 @@ class Scene:
 
     run: Modality
     model: nn.Module
-    events: Sequence[Event]
+    events: Events
     weights: Mapping[str, TensorStats]
     reference: Mapping[Key, TensorStats] | None
 
@@ -89,9 +87,8 @@ class Scene:
         for name in event.weights:
             if name in self.weights:
                 yield Operand(name, name_of(tensors[name].dtype), tuple(tensors[name].shape), self.weights[name])
-        first = self.events[0].step
         for step in dict.fromkeys(event.inputs):
-            made = self.events[step - first]
+            made = self.events[step]
             yield Operand(_described(made), made.dtype, made.shape, made.stats)
 
 

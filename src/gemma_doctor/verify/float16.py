@@ -15,13 +15,14 @@ from gemma_doctor.verifications import Activation, FailingOp, LossScales, Modali
 from gemma_doctor.verify import blame
 from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.drift import drift
+from gemma_doctor.verify.events import Events
 from gemma_doctor.verify.inputs import Batch
 from gemma_doctor.verify.outputs import Comparing, seeing, worst
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.reference import Bfloat16, Reference, peaks
 from gemma_doctor.verify.scales import START, search, tried
 from gemma_doctor.verify.step import gradients, parameter_stats
-from gemma_doctor.verify.tracing import Event, Trace
+from gemma_doctor.verify.tracing import Trace
 
 __all__ = ["Candidate"]
 
@@ -59,7 +60,7 @@ class Candidate:
         """
         started = time.perf_counter()
         comparing = Comparing({} if reference is None else reference.kept)
-        trace = Trace(self.places)
+        trace = self.bench.trace(self.places)
         measures = self.bench.measures
         amp = measures.mode == "amp"
         with self.places.watching(), torch.set_grad_enabled(measures.backward):
@@ -71,7 +72,8 @@ class Candidate:
             scales = None
             if measures.backward and bool(step.loss.isfinite()):  # otherwise no scale can be sound
                 scales = self._scales(step.loss, reference)
-                events += self._backward(step.loss, scales, len(events))
+                self._backward(step.loss, scales, trace)
+                events = trace.events()
                 failure = failure or self._gradient_failure(inputs.modality, events, reference, scales)
         loss = float(step.loss.detach())
         run = Run(
@@ -100,15 +102,13 @@ class Candidate:
             return tried(backward, true, self.bench.measures.loss_scale)
         return search(backward, true, START if reference is None else _guess(reference))
 
-    def _backward(self, loss: Tensor, scales: LossScales, first: int) -> list[Event]:
+    def _backward(self, loss: Tensor, scales: LossScales, trace: Trace) -> None:
         """The backward pass once more, watched, at the largest sound scale, or else at the smallest that was tried."""
         scale = max(scales.sound, default=min(trial.scale for trial in scales.trials))
-        trace = Trace(self.places, first)
         with trace:
             gradients(self.model, loss, scale)
-        return trace.events()
 
-    def _failure(self, run: Modality, events: list[Event], reference: Reference | None) -> FailingOp | None:
+    def _failure(self, run: Modality, events: Events, reference: Reference | None) -> FailingOp | None:
         """The first parameter that did not survive the cast, or else the first operation that failed."""
         name = blame.first_bad_weight(self.weights, None if reference is None else reference.weights)
         if name is not None:
@@ -117,14 +117,14 @@ class Candidate:
         return self._scene(run, events, reference).first_failure()
 
     def _gradient_failure(
-        self, run: Modality, events: list[Event], reference: Reference | None, scales: LossScales
+        self, run: Modality, events: Events, reference: Reference | None, scales: LossScales
     ) -> FailingOp | None:
         """The operation that failed first where every loss scale overflows."""
         if any(trial.outcome != "overflow" for trial in scales.trials):
             return None
         return self._scene(run, events, reference).first_failure()
 
-    def _scene(self, run: Modality, events: list[Event], reference: Reference | None) -> blame.Scene:
+    def _scene(self, run: Modality, events: Events, reference: Reference | None) -> blame.Scene:
         figures = None if reference is None else reference.figures
         return blame.Scene(run, self.model, events, self.weights, figures)
 

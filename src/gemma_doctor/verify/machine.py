@@ -13,7 +13,7 @@ import torch
 from gemma_doctor.errors import UsageError
 from gemma_doctor.verify.measures import Device
 
-__all__ = ["find", "imitated", "limited", "name", "not_imitated", "peak_memory", "room", "without_tf32"]
+__all__ = ["find", "imitated", "limited", "name", "not_imitated", "peak_memory", "room", "waiting", "without_tf32"]
 
 _GIB = 1 << 30
 _ROOM = 0.9  # of the memory may hold weights where they are spread; the rest is for activations
@@ -74,6 +74,14 @@ def room(nbytes: int, device: torch.device, limit: float | None) -> dict[Any, An
     free = torch.cuda.mem_get_info(device)[0]
     usable = _ROOM * (free if limit is None else min(free, limit * _GIB))
     return {0: int(usable), "cpu": 1 << 50} if nbytes > usable else None
+
+
+def waiting(device: torch.device) -> int:
+    """Bytes of outputs that a trace may keep until they are measured: a 64th of the memory that may be used."""
+    if device.type != "cuda":
+        return 1 << 28
+    whole = torch.cuda.get_device_properties(device).total_memory
+    return int(whole * torch.cuda.get_per_process_memory_fraction(device)) >> 6
 
 
 @contextmanager

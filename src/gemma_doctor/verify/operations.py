@@ -30,6 +30,8 @@ class Operation:
         written: Positions of the arguments that it writes to; keyword-only ones by name.
         initialises: Whether what it makes has defined numbers.
         silent: Whether it makes and writes nothing.
+        run: torch's operator, without the Python around it.
+        plain: Whether it makes one new tensor, writes to none, and takes no list of tensors and none by keyword.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Operation:
     written: tuple[int | str, ...]
     initialises: bool
     silent: bool
+    run: Any
+    plain: bool
 
     def targets(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
         """The tensors that a call writes to."""
@@ -66,10 +70,21 @@ def operation(overload: Any) -> Operation:  # noqa: ANN401  # torch's OpOverload
         for place, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
-    made = () if name in _VIEWS else (n for n, returned in enumerate(schema.returns) if returned.alias_info is None)
+    returned = [str(value.type) if value.alias_info is None else "" for value in schema.returns]
+    made = () if name in _VIEWS else (place for place, kind in enumerate(returned) if "Tensor" in kind)
     # Of attention only the first output is numbers of the model: the rest is padding (with inf) and random state.
     fresh = frozenset(made) & {0} if "attention" in name else frozenset(made)
-    return Operation(name.replace("::", "."), fresh, written, name not in _UNINITIALISED, not (fresh or written))
+    tensors = [argument for argument in schema.arguments if "Tensor" in str(argument.type)]
+    single = not any(argument.kwarg_only or "List" in str(argument.type) for argument in tensors)
+    return Operation(
+        name=name.replace("::", "."),
+        made=fresh,
+        written=written,
+        initialises=name not in _UNINITIALISED,
+        silent=not (fresh or written),
+        run=overload._op,  # noqa: SLF001  # a third of what calling an operator from Python takes is Python
+        plain=returned == ["Tensor"] and bool(fresh) and single and not written,
+    )
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:

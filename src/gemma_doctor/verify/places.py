@@ -8,10 +8,10 @@ exact for what happens between modules too, and costs no hook on any tensor.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -19,8 +19,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from gemma_doctor.verifications import Phase
 
-__all__ = ["Places"]
+__all__ = ["Places", "Spot"]
 
+Spot: TypeAlias = "tuple[Phase, str] | int"
+"""Phase and module, or the sequence number of the autograd node that runs, which tells the module later."""
 
 _END = 1 << 63
 """Numbers from here on belong to the ends of the graph, where parameters' gradients are added up."""
@@ -42,6 +44,7 @@ class Places:
     _stack: list[str] = field(default_factory=list)
     _numbers: list[int] = field(default_factory=list)
     _running: list[str] = field(default_factory=list)
+    _forward: tuple[Phase, str] = ("forward", "")
 
     @classmethod
     def of(cls, model: nn.Module) -> Places:
@@ -66,24 +69,31 @@ class Places:
             for handle in handles:
                 handle.remove()
             self._stack.clear()
+            self._forward = "forward", ""
 
-    def here(self) -> tuple[Phase, str]:
-        """Phase and module of what runs now. What a checkpointed layer computes again belongs to the backward pass."""
+    def here(self) -> Spot:
+        """Where what runs now belongs. What a checkpointed layer computes again belongs to the backward pass."""
         if torch._C._current_graph_task_id() == -1:  # noqa: SLF001  # torch.utils.module_tracker asks it too
-            return "forward", self._stack[-1] if self._stack else ""
-        return "backward", self._stack[-1] if self._stack else self._origin()
-
-    def _origin(self) -> str:
-        """The module whose forward pass made the node that runs now."""
+            return self._forward
+        if self._stack:
+            return "backward", self._stack[-1]
         node: Any = torch._C._current_autograd_node()  # noqa: SLF001  # no public name tells it
         if node is None:
-            return ""
-        number = node._sequence_nr()  # noqa: SLF001
-        if number >= _END:
-            variable = getattr(node, "variable", None)
-            return self.parameters.get(id(variable), "").rpartition(".")[0]
-        at = bisect_right(self._numbers, number)
-        return self._running[at - 1] if at else ""
+            return "backward", ""
+        number: int = node._sequence_nr()  # noqa: SLF001
+        if number < _END:
+            return number
+        variable = getattr(node, "variable", None)
+        return "backward", self.parameters.get(id(variable), "").rpartition(".")[0]
+
+    def found(self, spots: Iterable[Spot]) -> Iterator[tuple[Phase, str]]:
+        """Phase and module of what :meth:`here` told: of a node of the backward pass, the module that made it."""
+        for spot in spots:
+            if isinstance(spot, int):
+                at = bisect_right(self._numbers, spot)
+                yield "backward", self._running[at - 1] if at else ""
+            else:
+                yield spot
 
     def _enter(self, module: nn.Module, _args: object) -> None:
         if module in self.names:
@@ -96,6 +106,7 @@ class Places:
             self._mark()
 
     def _mark(self) -> None:
+        self._forward = "forward", self._stack[-1] if self._stack else ""
         if torch._C._current_graph_task_id() == -1:  # noqa: SLF001
             self._numbers.append(torch.autograd._get_sequence_nr())  # noqa: SLF001
-            self._running.append(self._stack[-1] if self._stack else "")
+            self._running.append(self._forward[1])

@@ -13,12 +13,12 @@ from gemma_doctor.tensors import TensorStats
 from gemma_doctor.verifications import Drift, Modality
 from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.drift import drift
+from gemma_doctor.verify.events import Key
 from gemma_doctor.verify.inputs import Batch
 from gemma_doctor.verify.loading import Subject
 from gemma_doctor.verify.outputs import Call, Comparing, Keeping, Kept, seeing, worst
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.step import gradients, parameter_stats
-from gemma_doctor.verify.tracing import Key, Trace
 
 __all__ = ["Bfloat16", "Reference", "bfloat16", "logits", "peaks", "references"]
 
@@ -72,14 +72,15 @@ def references(bench: Bench, subject: Subject, batches: Sequence[Batch]) -> dict
 def _reference(
     bench: Bench, model: nn.Module, places: Places, weights: Mapping[str, TensorStats], inputs: Batch
 ) -> Reference:
-    keeping, trace, backward = Keeping(), Trace(places), bench.measures.backward
+    keeping, trace, backward = Keeping(), bench.trace(places), bench.measures.backward
     with places.watching(), torch.set_grad_enabled(backward):
         with seeing(model, keeping), trace:
             step = bench.run(model, inputs, torch.float32)
         with trace:
             grads = gradients(model, step.loss, 1.0) if backward else {}
-    figures = {event.key: event.stats for event in trace.events()}
-    return Reference(keeping.kept, figures, weights, grads, step.logits.cpu(), float(step.loss.detach()))
+    return Reference(
+        keeping.kept, trace.events().by_key(), weights, grads, step.logits.cpu(), float(step.loss.detach())
+    )
 
 
 def logits(bench: Bench, subject: Subject, batches: Sequence[Batch]) -> dict[Modality, Tensor]:

@@ -1,0 +1,98 @@
+"""What tracing costs in Python for each operation, seen on a CPU: the layers of Gemma 3n E2B, made narrow.
+
+Usage: python benchmarks/cpu_trace.py
+
+Prints a Markdown table of a training step on one sequence of 8 tokens: as it is, under a torch dispatch mode that does
+nothing, and traced with the measuring left out, since a CPU measures at once and a GPU only starts to. Medians of seven
+after one that warms up, on one thread.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeAlias
+from unittest import mock
+
+import torch
+import torchvision_operators  # noqa: F401  # before whatever imports torchvision
+import transformers
+from dispatching import Empty
+from inputs import E2B_CONFIG
+
+from gemma_doctor.kernels.outputs import Launched
+from gemma_doctor.verify import tracing
+from gemma_doctor.verify.places import Places
+from gemma_doctor.verify.tracing import Trace
+
+ROUNDS = 12
+
+NOTHING = Launched(())
+
+NARROW = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "vocab_size": 64,
+    "vocab_size_per_layer_input": 64,
+    "hidden_size_per_layer_input": 8,
+    "laurel_rank": 4,
+}
+
+
+_Run: TypeAlias = "tuple[Callable[[], None], AbstractContextManager[object]]"
+"""What runs, and in what."""
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = transformers.Gemma3nTextConfig(**{**E2B_CONFIG["text_config"], **NARROW})
+    model = transformers.Gemma3nForCausalLM(config).eval()
+    ids = torch.randint(8, 60, (1, 8))
+
+    def step() -> None:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    with (empty := Empty()):
+        step()
+    places, outputs = Places.of(model), 0
+
+    def traced() -> None:
+        nonlocal outputs
+        with mock.patch.object(tracing, "launch", return_value=NOTHING), places.watching(), (trace := Trace(places)):
+            step()
+        outputs = len(trace.events())
+
+    runs: dict[str, _Run] = {
+        "bare": (step, nullcontext()),
+        "empty dispatch mode": (step, Empty()),
+        "traced": (traced, nullcontext()),
+    }
+    times = _least(runs)
+    print(f"{empty.calls:,} operations, {outputs:,} outputs\n")
+    print("| step | ms | us an operation beyond the bare step |\n| --- | ---: | ---: |")
+    for what, seconds in times.items():
+        print(f"| {what} | {1e3 * seconds:,.0f} | {1e6 * (seconds - times['bare']) / empty.calls:.1f} |")
+
+
+def _least(runs: Mapping[str, _Run]) -> dict[str, float]:
+    """Least processor time of each, in seconds; they take turns."""
+    least = dict.fromkeys(runs, math.inf)
+    for _ in range(ROUNDS):
+        for what, (run, around) in runs.items():
+            with around:
+                started = time.process_time()
+                run()
+                least[what] = min(least[what], time.process_time() - started)
+    return least
+
+
+if __name__ == "__main__":
+    main()
