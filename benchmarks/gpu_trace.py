@@ -2,9 +2,10 @@
 
 Usage: python benchmarks/gpu_trace.py [--json FILE]
 
-Prints a Markdown table: the step as it is, the same under a dispatch mode that does nothing, the same with every operation measured, and with a hook on every module that
-asks for isinf of its output and waits for the answer, as scripts do (forward only: hooks see nothing of the backward
-pass). Times are medians of three after one that warms up; weights are random.
+Prints a Markdown table: the step as it is, the same under a dispatch mode that does nothing, the same with every
+operation measured and the first that is not finite looked for, and with a hook on every module that asks for isinf of
+its output and waits for the answer, as scripts do (forward only: hooks see nothing of the backward pass). Times are
+medians of three after one that warms up; weights are random.
 """
 
 from __future__ import annotations
