@@ -38,7 +38,7 @@ from gemma_doctor.verify.measures import Measures, Request
 from gemma_doctor.verify.places import Places
 
 LOSS_SCALE = 1024.0
-DEVICE = torch.device("cuda")
+DEVICE = torch.device("cuda", 0)
 
 
 @dataclass(frozen=True, slots=True)
