@@ -48,6 +48,9 @@ CONTRACT = {
     "GD403": ("fp16-silent-saturation", "error"),
     "GD404": ("fp16-output-drift", "warning"),
     "GD405": ("fp16-loss-scale-window", "warning"),
+    "GD501": ("gguf-shared-kv-type", "warning"),
+    "GD502": ("gguf-vocab-rows", "note"),
+    "GD503": ("gguf-per-layer-embedding-type", "warning"),
 }
 """Id -> name and gravest severity, as published."""
 

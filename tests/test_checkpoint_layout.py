@@ -162,7 +162,7 @@ NOTHING = {
     "google/gemma-3n-E2B-it": "If a Hub repository is meant: this version reads local safetensors only",
     "hf://google/gemma-3n-E2B-it": "If a Hub repository is meant",
     "https://huggingface.co/google/gemma-3n-E2B-it": "If a Hub repository is meant",
-    "./nowhere": "no such file or folder. Give a .safetensors file",
+    "./nowhere": "no such file or folder. Give a .safetensors or .gguf file",
     "a/b/c": "no such file or folder",
     "/no\0where": "no such file or folder",
     "x" * 5000: "no such file or folder",
@@ -182,7 +182,6 @@ def test_a_source_that_is_not_there(source: str, words: str, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("m.gguf", "a GGUF file; this version reads local safetensors only"),
         ("pytorch_model.bin", "PyTorch pickles, not safetensors. Pickles can run code and are never loaded"),
         ("m.pt", "PyTorch pickles"),
         ("m.pth", "PyTorch pickles"),
@@ -201,9 +200,10 @@ def test_a_file_of_another_kind_is_not_opened(name: str, words: str, tmp_path: P
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([], "no *.safetensors and no *.safetensors.index.json in this folder. Check the path."),
-        (["pytorch_model.bin", "model.gguf"], "only PyTorch pickles. Pickles can run code"),
-        (["model.gguf"], "only GGUF; this version reads local safetensors only"),
+        ([], "no *.safetensors, no *.safetensors.index.json and no *.gguf in this folder. Check the path."),
+        (["pytorch_model.bin", "README.md"], "only PyTorch pickles. Pickles can run code"),
+        (["pytorch_model.bin.index.json"], "only PyTorch pickles. Pickles can run code"),
+        (["a.gguf", "b.gguf"], "several GGUF files: a.gguf, b.gguf. Give one."),
         (["unet/a.safetensors", "vae/b.safetensors", "text/c.txt"], "Give one of its subfolders: unet, vae."),
         ([f"{n}/a.safetensors" for n in "abcd"], "Give one of its subfolders: a, b, c, …."),
         (["a.safetensors.index.json", "b.safetensors.index.json"], "several indexes: a.safetensors.index.json, b."),

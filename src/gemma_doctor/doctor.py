@@ -26,6 +26,7 @@ from gemma_doctor.plans import Applied, Plan
 from gemma_doctor.records import (
     Coverage,
     FailOn,
+    Finding,
     Loader,
     Progress,
     Proof,
@@ -36,8 +37,10 @@ from gemma_doctor.records import (
     failing,
 )
 from gemma_doctor.repair.applying.apply import apply
+from gemma_doctor.repair.applying.in_place import apply_in_place
 from gemma_doctor.repair.evidence.calibration import Calibration
 from gemma_doctor.repair.planning.planner import make_plan
+from gemma_doctor.repair.planning.registry import find_pass
 from gemma_doctor.tensors import TensorStats
 from gemma_doctor.verifications import Activation
 from gemma_doctor.verify import registry as verifying
@@ -45,7 +48,7 @@ from gemma_doctor.verify.evidence import Evidence
 from gemma_doctor.verify.measures import Device, Measures
 from gemma_doctor.version import __version__
 
-__all__ = ["Options", "Progress", "exit_code", "plan", "repair", "scan", "verify"]
+__all__ = ["Options", "Progress", "exit_code", "plan", "repair", "repair_in_place", "scan", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ def scan(source: str | os.PathLike[str], options: Options | None = None, progres
     """Examines a checkpoint on disk: measures every selected tensor once and applies the rules.
 
     Args:
-        source: A safetensors file, a checkpoint folder or an index file.
+        source: A safetensors or GGUF file, a checkpoint folder or an index file.
         options: How to examine; the defaults judge everything for float16.
         progress: Who is told how far it is.
 
@@ -104,7 +107,7 @@ def scan(source: str | os.PathLike[str], options: Options | None = None, progres
     measured = survey(checkpoint, chosen, jobs=options.jobs, progress=progress)
     whole = len(chosen) == len(checkpoint.tensors)
     examination = _examination(checkpoint, measured.stats, options.target_dtype, options.loader, whole=whole)
-    findings = [finding for rule in rules for finding in rule.check(examination)]
+    findings = [_advised(finding, checkpoint) for rule in rules for finding in rule.check(examination)]
     parted = set_aside(
         findings,
         options.suppressions,
@@ -116,7 +119,7 @@ def scan(source: str | os.PathLike[str], options: Options | None = None, progres
         version=__version__,
         source=Source(checkpoint.uri, None, checkpoint.format, examination.model.family, checkpoint.files),
         target_dtype=options.target_dtype,
-        loader=options.loader,
+        loader=examination.loader,
         coverage=Coverage(len(chosen) + len(unreachable), len(measured.stats), skipped),
         findings=parted.kept,
         suppressed=parted.suppressed,
@@ -125,6 +128,13 @@ def scan(source: str | os.PathLike[str], options: Options | None = None, progres
         tensors=tuple(examination.tensors.values()),
         seconds=time.perf_counter() - started,
     )
+
+
+def _advised(finding: Finding, checkpoint: Checkpoint) -> Finding:
+    """The finding, without a repair that the checkpoint's format does not allow."""
+    if finding.repair is None or checkpoint.format in find_pass(finding.repair.pass_name).formats:
+        return finding
+    return replace(finding, repair=None)
 
 
 def _proof(examination: Examination) -> Proof | None:
@@ -205,6 +215,24 @@ def repair(  # noqa: PLR0913  # two nouns and a place; the rest has defaults and
     """
     checkpoint = open_checkpoint(plan.source if source is None else source)
     return apply(plan, checkpoint, Path(output), link=link, force=force, progress=progress)
+
+
+def repair_in_place(plan: Plan, source: str | os.PathLike[str] | None = None) -> Applied:
+    """Carries out a plan in its source: eight bytes of a GGUF file's metadata, after a backup of its header.
+
+    Args:
+        plan: What to do.
+        source: Where the source lies now; where the plan says if None. Its contents must be those of the plan.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: If the plan has other edits, other names lead to the file, or there is a backup already.
+        ChangedError: If the source is not what the plan was made for.
+        OutputError: If it cannot be written.
+    """
+    return apply_in_place(plan, open_checkpoint(plan.source if source is None else source))
 
 
 def verify(

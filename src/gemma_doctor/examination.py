@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from gemma_doctor.architectures import detect_layout, identify, output_limit
+from gemma_doctor.architectures import detect_layout, gguf, identify, output_limit
 from gemma_doctor.architectures.base import Conv, Expected, KeyLayout, Model, Need
 from gemma_doctor.architectures.dtypes import is_float
 from gemma_doctor.architectures.ranges import RangeAnalysis, analyse
@@ -33,7 +33,7 @@ class Examination:
         selected: Whether the whole checkpoint was selected (no --include / --exclude), so that rules about
             absent tensors may speak. They judge headers, not measurements.
         target_dtype: The dtype the weights are judged for.
-        loader: The loader that the tensors must satisfy.
+        loader: The loader that the tensors must satisfy; llama.cpp for GGUF, whatever was asked for.
         tied_head_equal: Whether a stored lm_head holds the same bytes as the embedding it is tied to; None where
             that was not compared (no such tensor, not selected, or stored in different dtypes).
     """
@@ -121,7 +121,8 @@ def assemble(
         loader: The loader that the tensors must satisfy.
         whole: Whether every tensor of the headers was selected.
     """
-    model = identify(checkpoint.config)
+    in_gguf = checkpoint.format == "gguf"
+    model = gguf.identify(checkpoint.metadata) if in_gguf else identify(checkpoint.config)
     layout = detect_layout(model, checkpoint.tensors)
     tensors = {
         name: _measured(checkpoint.tensors[name], part, model, model.canonical(name, layout))
@@ -135,7 +136,7 @@ def assemble(
         on_disk={model.canonical(name, layout): name for name in checkpoint.tensors},
         selected=whole and not checkpoint.partial,
         target_dtype=target_dtype,
-        loader=loader,
+        loader="llama.cpp" if in_gguf else loader,
     )
 
 

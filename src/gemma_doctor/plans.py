@@ -31,6 +31,7 @@ __all__ = [
     "Scale",
     "ScaleGain",
     "SetConfig",
+    "SetMetadata",
     "WrittenFile",
     "ZeroNonfinite",
 ]
@@ -144,7 +145,16 @@ class SetConfig(_Edit):
     value: str | int | float | bool | None
 
 
-Edit: TypeAlias = Scale | ScaleGain | Cast | Clamp | ZeroNonfinite | Drop | Add | Rename | SetConfig
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetMetadata(_Edit):
+    """Store a number of a GGUF file's metadata as UINT32, in the four bytes that it takes already."""
+
+    file: str
+    key: str
+    number: int
+
+
+Edit: TypeAlias = Scale | ScaleGain | Cast | Clamp | ZeroNonfinite | Drop | Add | Rename | SetConfig | SetMetadata
 """The closed union of edits."""
 
 
@@ -155,7 +165,7 @@ class FileMark:
     Attributes:
         name: Path relative to the checkpoint's root.
         size: Bytes.
-        header_sha256: SHA-256 of its safetensors header (length word and JSON).
+        header_sha256: SHA-256 of its header: length word and JSON, or all that precedes a GGUF file's first tensor.
     """
 
     name: str

@@ -87,12 +87,14 @@ class FileInfo:
         size: Bytes on disk.
         metadata: The header's ``__metadata__``, or None where it has none.
         tensors: How many tensors its header lists; 0 where the header cannot be read.
+        header: Bytes before the first tensor of a GGUF file; 0 for safetensors, which say so in their first eight.
     """
 
     name: str
     size: int
     metadata: Mapping[str, str] | None = None
     tensors: int = 0
+    header: int = 0
 
 
 FaultKind: TypeAlias = Literal["unreadable-shard", "index-mismatch", "unsafe-path"]

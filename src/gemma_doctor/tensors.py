@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 __all__ = [
     "FP16_FIRST_INF",
     "FP16_MAX",
+    "FRACTIONS",
     "MeasuredTensor",
     "OpenRow",
     "Role",
@@ -25,6 +26,9 @@ FP16_MAX = 65504.0
 
 FP16_FIRST_INF = 65520.0
 """Smallest float32 that becomes inf in float16: half way from 65504 to 65536, ties go to even."""
+
+FRACTIONS = ("F", "BF", "Q", "IQ", "TQ", "MXFP", "NVFP")
+"""What the names of dtypes begin with that hold numbers with a fraction; from Q on GGUF's, which are quantised."""
 
 Role: TypeAlias = Literal["conv", "linear", "norm", "embedding", "bias", "other"]
 
@@ -61,8 +65,8 @@ class TensorInfo:
 
     @property
     def is_float(self) -> bool:
-        """Whether it holds floating-point numbers (``"F32"``, ``"BF16"``, ``"F8_E4M3"`` …)."""
-        return self.dtype.startswith(("F", "BF"))
+        """Whether it holds numbers with a fraction (``"F32"``, ``"BF16"``, ``"F8_E4M3"``, GGUF's ``"Q4_K"`` …)."""
+        return self.dtype.startswith(FRACTIONS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gemma_doctor.records import Repair
+from gemma_doctor.tensors import FRACTIONS
 
 __all__ = ["FULL_FLOATS", "STORED_AS", "cast", "is_float"]
 
@@ -18,8 +19,8 @@ _WIDENS = frozenset({("F16", "F32"), ("BF16", "F32"), ("F16", "F64"), ("BF16", "
 
 
 def is_float(dtype: str) -> bool:
-    """Whether a safetensors dtype holds floating-point numbers (``"F32"``, ``"BF16"``, ``"F8_E4M3"`` …)."""
-    return dtype.startswith(("F", "BF"))
+    """Whether a dtype holds numbers with a fraction (``"F32"``, ``"BF16"``, ``"F8_E4M3"``, GGUF's ``"Q4_K"`` …)."""
+    return dtype.startswith(FRACTIONS)
 
 
 def cast(stored: str, wanted: str) -> Repair:

@@ -12,8 +12,10 @@ from gemma_doctor.errors import SourceNotFoundError
 
 __all__ = ["SHARD", "Layout", "find_layout"]
 
-SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{1,9})-of-(?P<count>[0-9]{1,9})\.safetensors", re.DOTALL)
-"""A shard's name: stem, its number (from 1) and how many there are."""
+SHARD = re.compile(
+    r"(?P<stem>.+)-(?P<number>[0-9]{1,9})-of-(?P<count>[0-9]{1,9})\.(?P<format>safetensors|gguf)", re.DOTALL
+)
+"""A shard's name: stem, its number (from 1), how many there are, and the format."""
 
 _INDEX = re.compile(r".+\.safetensors\.index.*\.json", re.DOTALL)
 _STEMS = ("model", "diffusion_pytorch_model")
@@ -38,20 +40,23 @@ class Layout:
         files: Tensor files, sorted; empty where the index alone decides.
         index: Name of the index file; None where there is none.
         partial: Whether SOURCE is one shard of several, so that absent tensors mean nothing.
+        format: ``"safetensors"`` or ``"gguf"``.
     """
 
     root: Path
     files: tuple[str, ...]
     index: str | None = None
     partial: bool = False
+    format: str = "safetensors"
 
 
 def find_layout(source: str) -> Layout:
     """Find the files that ``source`` stands for.
 
-    A file is taken alone; an index stands for the files it names. A folder is searched for ``model.safetensors``
-    and its index, then diffusers' names, then for the only index there is, then for numbered shards, and last
-    for any ``*.safetensors``. Files that an index does not name are left alone: they are other formats of the
+    A file is taken alone, but for a part of a split GGUF file, which stands for all of them, as llama.cpp takes it; an
+    index stands for the files it names. A folder is searched for ``model.safetensors`` and its index, then diffusers'
+    names, then for the only index there is, then for numbered shards, then for any ``*.safetensors``, and last for
+    one GGUF file, which may be split. Files that an index does not name are left alone: they are other formats of the
     same model as a rule. Hidden files and folders inside are never read.
 
     Args:
@@ -74,14 +79,15 @@ def _absent(source: str) -> str:
             f"{shown(source)}: no such path. If a Hub repository is meant: {_NOT_YET}; fetch it with "
             "'hf download OWNER/NAME --local-dir FOLDER' and give the folder."
         )
-    return f"{shown(source)}: no such file or folder. Give a .safetensors file, an index, or a folder that holds them."
+    wanted = "Give a .safetensors or .gguf file, an index, or a folder that holds them"
+    return f"{shown(source)}: no such file or folder. {wanted}."
 
 
 def _alone(path: Path) -> Layout:
     if _INDEX.fullmatch(path.name):
         return Layout(path.parent, (), path.name)
     if path.suffix == ".gguf":
-        raise SourceNotFoundError(f"{path}: a GGUF file; {_NOT_YET}. Give the safetensors it was made from.")
+        return Layout(path.parent, _gguf_set(path), format="gguf")
     if path.suffix in _PICKLES or ".bin.index" in path.name:
         raise SourceNotFoundError(f"{path}: PyTorch pickles, not safetensors. {_PICKLE_ADVICE}.")
     if path.suffix == ".json":
@@ -103,8 +109,31 @@ def _in_folder(root: Path) -> Layout:
     if indexes:
         raise SourceNotFoundError(f"{root}: several indexes: {_listed(indexes)}. Give one of them.")
     if not weights:
-        raise SourceNotFoundError(_nothing(root, names))
+        return _gguf_in_folder(root, names)
     return Layout(root, tuple(name for name in weights if SHARD.fullmatch(name)) or weights)
+
+
+def _gguf_set(path: Path) -> tuple[str, ...]:
+    """The file, or every part that is there of the split file that it is a part of."""
+    part = SHARD.fullmatch(path.name)
+    names = (path.name,) if part is None else (*_files_in(path.parent), path.name)
+    return tuple(sorted({name for name in names if _whole(name) == _whole(path.name)}))
+
+
+def _whole(name: str) -> tuple[str, ...]:
+    """What the parts of one split file have in common; of another file its name."""
+    part = SHARD.fullmatch(name)
+    return (name,) if part is None else (part["stem"], part["count"], part["format"])
+
+
+def _gguf_in_folder(root: Path, names: tuple[str, ...]) -> Layout:
+    found = tuple(name for name in names if name.endswith(".gguf"))
+    wholes = {_whole(name): name for name in reversed(found)}
+    if len(wholes) > 1:
+        raise SourceNotFoundError(f"{root}: several GGUF files: {_listed(tuple(sorted(wholes.values())))}. Give one.")
+    if not found:
+        raise SourceNotFoundError(_nothing(root, names))
+    return Layout(root, found, format="gguf")
 
 
 def _files_in(root: Path) -> tuple[str, ...]:
@@ -121,11 +150,9 @@ def _is_folder(path: str | Path) -> bool:
 
 
 def _nothing(root: Path, names: tuple[str, ...]) -> str:
-    looked = f"{root}: no *.safetensors and no *.safetensors.index.json in this folder"
-    if any(name.endswith(_PICKLES) for name in names):
+    looked = f"{root}: no *.safetensors, no *.safetensors.index.json and no *.gguf in this folder"
+    if any(name.endswith(_PICKLES) or ".bin.index" in name for name in names):
         return f"{looked}, only PyTorch pickles. {_PICKLE_ADVICE}."
-    if any(name.endswith(".gguf") for name in names):
-        return f"{looked}, only GGUF; {_NOT_YET}. Give the safetensors it was made from."
     below = _subfolders_with_weights(root)
     return f"{looked}. {f'Give one of its subfolders: {_listed(below)}.' if below else 'Check the path.'}"
 

@@ -26,7 +26,7 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     readable file holds go to ``unreachable``.
 
     Args:
-        source: A ``.safetensors`` file, a folder that holds some, or an index file.
+        source: A ``.safetensors`` or ``.gguf`` file, a folder that holds some, or an index file.
 
     Raises:
         SourceNotFoundError: If nothing there can be read.
@@ -49,12 +49,13 @@ def _without_index(uri: str, layout: Layout, *known: Fault) -> Checkpoint:
     return Checkpoint(
         uri=uri,
         root=layout.root,
-        format="safetensors",
+        format=layout.format,
         files=_infos(shards),
         tensors=census.tensors,
-        config=read_config(layout.root),
+        config=None if layout.format == "gguf" else read_config(layout.root),
         faults=(*known, *gaps, *_faults(shards), *census.faults),
         partial=layout.partial,
+        metadata=shards[0].metadata,
     )
 
 
@@ -87,17 +88,17 @@ def _faults(shards: list[Shard]) -> Iterator[Fault]:
 
 
 def _gaps(files: tuple[str, ...]) -> Iterator[Fault]:
-    """Numbers that are missing among ``stem-00001-of-00003.safetensors`` and so on."""
-    present: dict[tuple[str, str], set[int]] = defaultdict(set)
+    """Numbers that are missing among ``stem-00001-of-00003.safetensors``, or ``.gguf``, and so on."""
+    present: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     for file in files:
         shard = SHARD.fullmatch(file)
         if shard:
-            present[shard["stem"], shard["count"]].add(int(shard["number"]))
-    for (stem, count), numbers in present.items():
+            present[shard["stem"], shard["count"], shard["format"]].add(int(shard["number"]))
+    for (stem, count, suffix), numbers in present.items():
         if len(numbers) < int(count):
             base = 0 if 0 in numbers else 1  # some writers count from zero
             first = next(n for n in range(base, base + len(numbers) + 1) if n not in numbers)
-            yield _gap(f"{stem}-{first:0{len(count)}}-of-{count}.safetensors", len(numbers), int(count))
+            yield _gap(f"{stem}-{first:0{len(count)}}-of-{count}.{suffix}", len(numbers), int(count))
 
 
 def _gap(first: str, present: int, count: int) -> Fault:

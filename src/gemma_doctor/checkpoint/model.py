@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gemma_doctor.checkpoint.gguf_values import Value
 from gemma_doctor.records import Fault, FileInfo
 from gemma_doctor.tensors import TensorInfo
 
@@ -24,10 +25,11 @@ class Checkpoint:
         files: The tensor files, readable or not, in reading order.
         tensors: Every readable tensor by name, in model order (file order; within a file, header offset order).
         unreachable: Tensors that the index promises and no readable file holds: name -> reason.
-        config: Parsed ``config.json``; None where there is none.
+        config: Parsed ``config.json``; None where there is none, and for GGUF.
         index: Name of the index file; None where there is none.
         faults: What is wrong with the files.
         partial: Whether SOURCE is one shard of several, so that absent tensors mean nothing.
+        metadata: The metadata of a GGUF file (the first, of several) by key; empty for safetensors.
     """
 
     uri: str
@@ -40,3 +42,4 @@ class Checkpoint:
     index: str | None = None
     faults: tuple[Fault, ...] = ()
     partial: bool = False
+    metadata: Mapping[str, Value] = field(default_factory=dict)

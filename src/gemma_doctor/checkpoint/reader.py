@@ -45,6 +45,7 @@ class FileBytes:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._root = checkpoint.root
         self._sizes = {info.name: info.size for info in checkpoint.files}
+        self._headers = {info.name: info.header for info in checkpoint.files if info.header}
         self._opened: dict[str, _Opened] = {}
         self._lock = threading.Lock()
 
@@ -96,7 +97,7 @@ class FileBytes:
         return self._open(file).descriptor
 
     def header(self, file: str) -> bytes:
-        """The length word and the JSON of a safetensors file, padding included.
+        """What stands before the first tensor: of a safetensors file the length word and the JSON, padding included.
 
         Args:
             file: Name of the file, as in :class:`TensorInfo`.
@@ -105,8 +106,8 @@ class FileBytes:
             ChangedError: If the file has not the size it had when its header was read, or is gone.
             CheckpointError: If the file cannot be opened or mapped.
         """
-        length = int.from_bytes(self.read(file, 0, 8).tobytes(), "little")
-        return self.read(file, 0, 8 + length).tobytes()
+        length = self._headers.get(file) or 8 + int.from_bytes(self.read(file, 0, 8).tobytes(), "little")
+        return self.read(file, 0, length).tobytes()
 
     def sha256(self, tensor: TensorInfo) -> str:
         """SHA-256 of a tensor's bytes as they lie in the file, in hexadecimal.

@@ -1,11 +1,15 @@
-"""One tensor file: its header, or what is wrong with it."""
+"""One tensor file, safetensors or GGUF: its header, or what is wrong with it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from gemma_doctor.checkpoint.files import reading
+from gemma_doctor.checkpoint.gguf_header import read_gguf_header
+from gemma_doctor.checkpoint.gguf_values import Value
 from gemma_doctor.checkpoint.header import read_header
 from gemma_doctor.checkpoint.quoting import quoted, shown
 from gemma_doctor.errors import CheckpointError
@@ -24,12 +28,14 @@ class Shard:
         tensors: Its tensors by offset; empty where the header cannot be read.
         faults: What is wrong with it.
         readable: Whether its header could be read.
+        metadata: The metadata of a GGUF file by key; empty for safetensors.
     """
 
     info: FileInfo | None
     tensors: tuple[TensorInfo, ...] = ()
     faults: tuple[Fault, ...] = ()
     readable: bool = False
+    metadata: Mapping[str, Value] = field(default_factory=dict)
 
 
 def read_shard(root: Path, name: str) -> Shard:
@@ -42,13 +48,21 @@ def read_shard(root: Path, name: str) -> Shard:
     size = 0
     try:
         with reading(root / name, name) as (stream, size):
-            header = read_header(stream, size, name)
+            return _read(stream, size, name)
     except FileNotFoundError:
         message = f"{shown(name)}: this file is missing. Download it, or the whole checkpoint again."
         return Shard(None, faults=(Fault("index-mismatch", name, message),))
     except CheckpointError as error:
         fault = Fault("unreadable-shard", name, str(error), evidence={"bytes": size})
         return Shard(FileInfo(name, size), faults=(fault,))
+
+
+def _read(stream: BinaryIO, size: int, name: str) -> Shard:
+    if name.endswith(".gguf"):
+        gguf = read_gguf_header(stream, size, name)
+        info = FileInfo(name, size, None, len(gguf.tensors), gguf.size)
+        return Shard(info, gguf.tensors, readable=True, metadata=gguf.metadata)
+    header = read_header(stream, size, name)
     info = FileInfo(name, size, header.metadata, len(header.tensors))
     return Shard(info, header.tensors, tuple(_repeated(name, tensor) for tensor in header.repeated), readable=True)
 

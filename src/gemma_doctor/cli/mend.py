@@ -37,9 +37,10 @@ EPILOG = """Examples:
   gemma-doctor repair gemma-3n-E2B-it/ --output mended --pass rescale-conv --calibration trace.json
   gemma-doctor repair gemma-3n-E2B-it/ --dry-run --save-plan plan.json
   gemma-doctor repair gemma-3n-E2B-it/ --plan plan.json --output mended --link
+  gemma-doctor repair model.gguf --pass gguf-uint32 --in-place
 
-The source is never touched. The output appears when it is complete and checked, or not at all; where there is
-nothing to mend, nothing is written. `gemma-doctor rule` lists the passes.
+The source is never touched, but by --in-place. The output appears when it is complete and checked, or not at
+all; where there is nothing to mend, nothing is written. `gemma-doctor rule` lists the passes.
 HTML, Markdown, SARIF, JUnit and plot show the scan before the repair; HTML and Markdown show the plan as well.
 
 Exit codes: 0 mended, or nothing to mend; 1 findings at or above --fail-on are left, which the plan does not
@@ -72,10 +73,13 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
     force: Annotated[
         bool, option(OUTPUT, None, "Replace an output that is not empty, in one step at the end.", "--force")
     ] = False,
+    in_place: Annotated[
+        bool, option(OUTPUT, None, "Change a GGUF file's metadata itself, after a backup of its header.", "--in-place")
+    ] = False,
     json: Annotated[str | None, option(OUTPUT, "PATH", "Write plan and result as JSON; - is standard output.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a mended copy of a checkpoint; the source is never touched.
+    """Write a mended copy of a checkpoint; the source is never touched (but by --in-place).
 
     Scans, plans what mends the findings, prints the plan, writes the copy and checks every byte of it.
     """
@@ -85,7 +89,8 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
         scanning = {**asdict(wanted), **asdict(documents), "save_plan": save_plan, "calibration": calibration}
         _check_plan_alone(**scanning, **{"pass": pass_})
     _check_passes(words(pass_), unsafe=unsafe)
-    checkpoint = _open(source, output, dry_run=dry_run, force=force)
+    _check_in_place(in_place=in_place, output=output, link=link, force=force)
+    checkpoint = _open(source, output, dry_run=dry_run or in_place, force=force)
     chosen = verdict.settings(source)
     least = verdict.least(chosen)
     if plan is not None:
@@ -96,7 +101,9 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
         report, what = _planned(source, options, words(pass_), calibration, unsafe=unsafe, quiet=quiet)
         outlet.show_plan(what, checkpoint.tensors)
         outlet.show_report(report, _telling(source, options, least, what))
-    if output is None or dry_run or not what.edits:
+    if in_place and what.edits and not dry_run:
+        outlet.show_changed(what, _change(what, source), source)
+    elif output is None or dry_run or not what.edits:
         outlet.show_unwritten(what, source, save_plan or plan)
     else:
         outlet.show_applied(what, _apply(what, source, output, link=link, force=force, quiet=quiet), output)
@@ -128,6 +135,18 @@ def _open(source: str, output: Path | None, *, dry_run: bool, force: bool) -> Ch
     if output is not None and not dry_run:
         check_place(checkpoint, Path(os.path.realpath(output)), force=force)
     return checkpoint
+
+
+def _check_in_place(*, in_place: bool, output: Path | None, link: bool, force: bool) -> None:
+    """Refuse ``--in-place`` beside what says where a copy goes."""
+    if in_place and (output is not None or link or force):
+        raise UsageError("--in-place changes the source and writes no copy: leave out --output, --link and --force")
+
+
+def _change(plan: Plan, source: str) -> Applied:
+    from gemma_doctor import doctor
+
+    return doctor.repair_in_place(plan, source)
 
 
 def _saved(path: Path, *, unsafe: bool) -> Plan:

@@ -67,6 +67,14 @@ class Outlet:
         commands = () if self.quiet else ((spelled("scan", str(output)), "the mended copy"),)
         self._draw(lambda console: page.render_applied(applied, console, commands))
 
+    def show_changed(self, plan: Plan, applied: Applied, source: str) -> None:
+        """What was changed in the source itself."""
+        from gemma_doctor.reports import plan as page
+
+        self._write_outcome(plan, applied)
+        commands = () if self.quiet else ((spelled("scan", source), "the mended file"),)
+        self._draw(lambda console: page.render_changed(applied, console, commands))
+
     def show_unwritten(self, plan: Plan, source: str, file: str | Path | None) -> None:
         """That nothing was written, and how it would be.
 

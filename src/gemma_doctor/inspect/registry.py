@@ -27,6 +27,9 @@ from gemma_doctor.inspect.rules import (
     gd209_stale_key_layout,
     gd210_missing_stem_bias,
     gd301_fp16_residual_overflow_risk,
+    gd501_gguf_shared_kv_type,
+    gd502_gguf_vocab_rows,
+    gd503_gguf_per_layer_embedding_type,
 )
 from gemma_doctor.rule import Rule
 
@@ -56,5 +59,8 @@ RULES: tuple[Rule[Examination], ...] = (
     gd209_stale_key_layout.RULE,
     gd210_missing_stem_bias.RULE,
     gd301_fp16_residual_overflow_risk.RULE,
+    gd501_gguf_shared_kv_type.RULE,
+    gd502_gguf_vocab_rows.RULE,
+    gd503_gguf_per_layer_embedding_type.RULE,
 )
 """Every rule, by id. Literal on purpose: nothing is registered by being imported."""

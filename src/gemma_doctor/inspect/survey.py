@@ -126,9 +126,11 @@ def _pieces(tensor: TensorInfo) -> Iterator[_Piece]:
     if 0 < tensor.nbytes <= UNIT_BYTES and not geometry.long_rows:
         yield _Piece(tensor, 0, tensor.start, tensor.stop)
         return
-    item = tensor.nbytes // max(1, tensor.numel)
-    for first, stop in geometry.edges(UNIT_BYTES // max(1, item)):
-        yield _Piece(tensor, first, tensor.start + first * item, tensor.start + stop * item)
+    # An edge is a whole number of bytes, quantised or not.
+    numel, nbytes = max(1, tensor.numel), max(1, tensor.nbytes)
+    for first, stop in geometry.edges(UNIT_BYTES * numel // nbytes):
+        begin, end = (tensor.start + element * tensor.nbytes // numel for element in (first, stop))
+        yield _Piece(tensor, first, begin, end)
 
 
 def _in_order(

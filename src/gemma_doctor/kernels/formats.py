@@ -1,4 +1,4 @@
-"""How each dtype of the safetensors format is laid out, and where float16's limits fall in its bits.
+"""How each dtype that is not quantised is laid out, and where float16's limits fall in its bits.
 
 For an IEEE-like float the magnitude orders as the integer ``bits & ~sign``, so every question about
 float16's range is an integer comparison with one threshold:
@@ -18,6 +18,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from gemma_doctor.kernels.quantised import why_undecodable
 
 __all__ = ["FLOATS", "INTEGERS", "TABLES", "UNMEASURED", "FloatFormat", "why_unmeasured"]
 
@@ -122,4 +124,4 @@ def why_unmeasured(dtype: str) -> str | None:
     """Why tensors of this dtype are skipped; None where they are measured."""
     if dtype in FLOATS or dtype in INTEGERS or dtype in TABLES:
         return None
-    return UNMEASURED.get(dtype, f"dtype {dtype} is unknown to this version")
+    return UNMEASURED.get(dtype) or why_undecodable(dtype)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gemma_doctor.kernels import compiled
 from gemma_doctor.kernels.formats import FLOATS, INTEGERS, TABLES, FloatFormat
 from gemma_doctor.kernels.geometry import Geometry
+from gemma_doctor.kernels.quantised import decode, packed_bytes
 from gemma_doctor.kernels.units import nbytes
 from gemma_doctor.tensors import OpenRow, TensorStats
 
@@ -32,7 +33,7 @@ def measure(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...], fir
 
     Args:
         data: The elements' bytes, little-endian, contiguous, shape (bytes,).
-        dtype: The safetensors name of their dtype; one that :func:`.formats.why_unmeasured` does not refuse.
+        dtype: The format's own name of their dtype; one that :func:`.formats.why_unmeasured` does not refuse.
         shape: Shape of the whole tensor.
         first: Index of the first element within the tensor, at an edge of :meth:`.Geometry.edges`.
 
@@ -46,7 +47,20 @@ def measure(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...], fir
         return _measure_table(data, TABLES[dtype], geometry, first)
     if dtype in FLOATS:
         return _measure_floats(data, FLOATS[dtype], geometry, first)
-    return _measure_integers(data, dtype, geometry, first)
+    if dtype in INTEGERS:
+        return _measure_integers(data, dtype, geometry, first)
+    return _measure_quantised(data, dtype, geometry, first)
+
+
+def _measure_quantised(data: npt.NDArray[np.uint8], dtype: str, geometry: Geometry, first: int) -> TensorStats:
+    """Block by block, as in :func:`_measure_table`."""
+    stats = TensorStats()
+    step = packed_bytes(geometry.block, dtype)
+    for number, start in enumerate(range(0, data.size, step)):
+        values = decode(data[start : start + step], dtype)
+        at = first + number * geometry.block
+        stats = stats.merge(_measure_floats(values.view(np.uint8), FLOATS["F32"], geometry, at))
+    return stats
 
 
 def _measure_table(

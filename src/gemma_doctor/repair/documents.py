@@ -31,6 +31,7 @@ from gemma_doctor.plans import (
     Scale,
     ScaleGain,
     SetConfig,
+    SetMetadata,
     ZeroNonfinite,
 )
 from gemma_doctor.records import SEVERITIES, Exactness, Scalar
@@ -48,6 +49,7 @@ _OPS: Mapping[str, type[Edit]] = {
     "add": Add,
     "rename": Rename,
     "set-config": SetConfig,
+    "set-metadata": SetMetadata,
 }
 _NAMES = {kind: op for op, kind in _OPS.items()}
 _COMMON = ("op", "pass", "exactness", "reason")  # what every edit says beside its own fields
@@ -205,6 +207,13 @@ def _limit(node: Node) -> float:
     return float(number)
 
 
+def _uint32(node: Node) -> int:
+    number = node.count()
+    if number >= 1 << 32:
+        node.expected("an integer below 2**32")
+    return number
+
+
 def _path(node: Node) -> tuple[str, ...]:
     keys = tuple(map(_name, node.items()))
     return keys or node.expected("at least one key")
@@ -224,5 +233,8 @@ _FIELDS: Mapping[str, Callable[[Node], object]] = {
     "to": _name,
     "path": _path,
     "value": _scalar,
+    "file": _name,
+    "key": _name,
+    "number": _uint32,
 }
 """How each field of an edit is read."""

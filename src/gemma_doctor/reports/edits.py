@@ -7,7 +7,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gemma_doctor.checkpoint.dtypes import BITS
-from gemma_doctor.plans import Add, Cast, Clamp, Drop, Edit, Rename, Scale, ScaleGain, SetConfig, ZeroNonfinite
+from gemma_doctor.plans import (
+    Add,
+    Cast,
+    Clamp,
+    Drop,
+    Edit,
+    Rename,
+    Scale,
+    ScaleGain,
+    SetConfig,
+    SetMetadata,
+    ZeroNonfinite,
+)
 from gemma_doctor.records import Exactness
 from gemma_doctor.reports.names import fold
 from gemma_doctor.reports.wording import size
@@ -62,10 +74,16 @@ def lines(edits: Iterable[Edit], tensors: Mapping[str, TensorInfo]) -> list[Line
 
 def subject(edit: Edit) -> str:
     """What an edit changes."""
-    return f"{'.'.join(edit.path)} in config.json" if isinstance(edit, SetConfig) else edit.tensor
+    match edit:
+        case SetConfig():
+            return f"{'.'.join(edit.path)} in config.json"
+        case SetMetadata():
+            return f"{edit.key} in {edit.file}"
+        case _:
+            return edit.tensor
 
 
-def _does(edit: Edit, tensors: Mapping[str, TensorInfo]) -> str:  # noqa: PLR0911  # one line for each kind of edit
+def _does(edit: Edit, tensors: Mapping[str, TensorInfo]) -> str:  # noqa: C901, PLR0911  # one line for each kind of edit
     """What an edit does, in a few words."""
     match edit:
         case Scale():
@@ -86,11 +104,13 @@ def _does(edit: Edit, tensors: Mapping[str, TensorInfo]) -> str:  # noqa: PLR091
             return f"to {_new_head(edit.tensor, edit.to)}"
         case SetConfig():
             return f"set to {edit.value}"
+        case SetMetadata():
+            return f"{edit.number} as UINT32"
 
 
 def cost(edit: Edit, tensors: Mapping[str, TensorInfo]) -> int:
     """Bytes that an edit adds to the tensors, or takes from them if negative."""
-    tensor = None if isinstance(edit, SetConfig) else tensors.get(edit.tensor)
+    tensor = None if isinstance(edit, SetConfig | SetMetadata) else tensors.get(edit.tensor)
     if isinstance(edit, Add):
         return math.prod(edit.shape) * BITS[edit.dtype] // 8
     if tensor is not None and isinstance(edit, Cast):

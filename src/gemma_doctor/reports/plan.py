@@ -22,7 +22,7 @@ from gemma_doctor.tensors import TensorInfo
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["render_applied", "render_brief", "render_plan", "render_unwritten"]
+__all__ = ["render_applied", "render_brief", "render_changed", "render_plan", "render_unwritten"]
 
 _ROWS = 10  # rows of a pass's table
 _DOES = 28  # characters for what an edit does: the name beside it needs the rest of the line
@@ -81,6 +81,26 @@ def render_applied(applied: Applied, console: Console, commands: Sequence[tuple[
         hang=2,
     )
     for remark in (*applied.remarks, *map(_cleared, applied.removed_leftovers)):
+        sheet.paragraph(("Remark: ", "bold"), remark, hang=2)
+    write_commands(commands, sheet)
+
+
+def render_changed(applied: Applied, console: Console, commands: Sequence[tuple[str, str]] = ()) -> None:
+    """Print what was changed in the source itself.
+
+    Args:
+        applied: What was done.
+        console: Where to print.
+        commands: What to do next: commands that can be copied, and what each is for.
+    """
+    sheet = Sheet.on(console)
+    sheet.blank()
+    sheet.paragraph(
+        ("Mended in place", "bold green"),
+        f": {applied.output}, read back and compared with what it was and with the plan.",
+        hang=2,
+    )
+    for remark in applied.remarks:
         sheet.paragraph(("Remark: ", "bold"), remark, hang=2)
     write_commands(commands, sheet)
 

@@ -23,7 +23,7 @@ and refused where it would make an inf or a zero.
 
 Siblings are known by their usual names (`q_proj`, `k_proj`, `v_proj`; `query`, `key`, `value`; `gate_proj`,
 `up_proj`). A float8 weight beside a wider bias is how quantised models are stored, and is not judged. A gain in float32
-beside matrices in bfloat16 is no mixture: it is a module of its own.
+beside matrices in bfloat16 is no mixture: it is a module of its own. GGUF files mix types by design and are not judged.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ _FAMILY = {name: index for index, names in enumerate(SIBLINGS) for name in names
 
 def check(exam: Examination) -> Iterator[Finding]:
     """One finding for each tensor that deviates from the dtype of its module or siblings."""
+    if exam.checkpoint.format != "safetensors":
+        return
     infos = {info.name: info for info in exam.headers() if is_float(info.dtype)}
     for group in (*_modules(infos), *_siblings(infos)):
         dtypes = Counter(info.dtype for info in group)

@@ -27,6 +27,7 @@ __all__ = [
     "Copied",
     "Document",
     "OutFile",
+    "Patched",
     "Piece",
     "Rewritten",
     "Span",
@@ -89,7 +90,22 @@ class Rewritten:
         return self.layout.size
 
 
-OutFile: TypeAlias = Copied | Document | Rewritten
+@dataclass(frozen=True, slots=True)
+class Patched:
+    """A GGUF file of which a few bytes change, and none moves.
+
+    Attributes:
+        name: Path relative to both roots.
+        size: Bytes.
+        patches: Offset and new bytes of each change, in order.
+    """
+
+    name: str
+    size: int
+    patches: tuple[tuple[int, bytes], ...]
+
+
+OutFile: TypeAlias = Copied | Document | Patched | Rewritten
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +161,8 @@ def pieces(out: OutFile) -> Iterator[Piece]:
             yield from _spans(Span(0, out.name, 0, out.size))
         case Document():
             yield from _plain(out.content)
+        case Patched():
+            yield from _patched(out)
         case Rewritten():
             yield from _plain(out.layout.header)
             yield from _tensor_pieces(out)
@@ -165,6 +183,15 @@ def _tensor_pieces(out: Rewritten) -> Iterator[Piece]:
             yield from _spans(run)
             run = Span(info.start, origin.file, origin.start, info.nbytes)
     yield from _spans(run)
+
+
+def _patched(out: Patched) -> Iterator[Piece]:
+    done = 0
+    for at, content in (*out.patches, (out.size, b"")):
+        yield from _spans(Span(done, out.name, done, at - done))
+        if content:
+            yield _Plain(at, content)
+        done = at + len(content)
 
 
 def _plain(content: bytes) -> Iterator[_Plain]:

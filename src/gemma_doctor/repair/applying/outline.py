@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from gemma_doctor.checkpoint import Checkpoint, FileBytes
+from gemma_doctor.checkpoint.gguf_values import uint32_bytes
 from gemma_doctor.checkpoint.quoting import quoted, shown
 from gemma_doctor.checkpoint.writer import ShardLayout, lay_out
-from gemma_doctor.errors import CheckpointError, UsageError
+from gemma_doctor.errors import CheckpointError
 from gemma_doctor.plans import Plan
 from gemma_doctor.records import FileInfo
-from gemma_doctor.repair.applying.outfiles import Copied, OutFile, Rewritten
+from gemma_doctor.repair.applying.outfiles import Copied, OutFile, Patched, Rewritten
 from gemma_doctor.repair.applying.schedule import Schedule, Target, schedule
 from gemma_doctor.repair.applying.sidecars import config_file, index_file, side_files
 from gemma_doctor.tensors import TensorInfo
@@ -62,7 +63,12 @@ def outline(plan: Plan, checkpoint: Checkpoint, source: FileBytes) -> Outline:
     infos = {info.name: info for info in checkpoint.files}
     kept = {file: targets for file, targets in planned.files.items() if targets or checkpoint.index is None}
     before = _by_file(checkpoint)
-    shards = [_shard(infos[file], before[file], targets, source) for file, targets in kept.items()]
+    shards = [
+        _patched(infos[file], planned, checkpoint)
+        if checkpoint.format == "gguf"
+        else _shard(infos[file], before[file], targets, source)
+        for file, targets in kept.items()
+    ]
     tensors = _tensors(shards, checkpoint)
     renamed = {t.entry.name: t.origin.name for targets in kept.values() for t in targets if t.origin}
     documents = [config_file(checkpoint, planned), index_file(checkpoint, tensors, renamed)]
@@ -82,11 +88,8 @@ def check_whole(checkpoint: Checkpoint) -> None:
         checkpoint: The source.
 
     Raises:
-        UsageError: If it is no safetensors checkpoint.
         CheckpointError: If it is incomplete, or holds a tensor twice.
     """
-    if checkpoint.format != "safetensors":
-        raise UsageError(f"{checkpoint.uri}: a plan can be carried out on safetensors only, not on {checkpoint.format}")
     for fault in checkpoint.faults:
         if fault.kind != "index-mismatch":
             raise CheckpointError(f"{fault.message} It cannot be repaired as it is.")
@@ -113,12 +116,20 @@ def _shard(info: FileInfo, before: list[TensorInfo], targets: tuple[Target, ...]
     return Rewritten(info.name, lay_out(info.name, [target.entry for target in targets], info.metadata), targets)
 
 
+def _patched(info: FileInfo, planned: Schedule, checkpoint: Checkpoint) -> OutFile:
+    edits = [edit for edit in planned.metadata if edit.file == info.name]
+    patches = sorted((checkpoint.metadata[edit.key].at, uint32_bytes(edit.number)) for edit in edits)
+    return (
+        Patched(info.name, info.size, tuple(patches)) if patches else Copied(info.name, info.size, holds_tensors=True)
+    )
+
+
 def _place(target: Target) -> tuple[str, str, tuple[int, ...]]:
     return target.entry.name, target.entry.dtype, target.entry.shape
 
 
 def _tensors(shards: list[OutFile], checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    copied = {out.name for out in shards if isinstance(out, Copied)}
+    copied = {out.name for out in shards if isinstance(out, Copied | Patched)}
     tensors = {name: info for name, info in checkpoint.tensors.items() if info.file in copied}
     for out in shards:
         if isinstance(out, Rewritten):

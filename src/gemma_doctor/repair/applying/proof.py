@@ -41,9 +41,18 @@ def prove(sketch: Outline, source: Checkpoint, folder: Path) -> None:
     for name in sorted(found.tensors.keys() | sketch.tensors.keys()):
         if found.tensors.get(name) != sketch.tensors.get(name):
             raise OutputError(f"the output's tensor {quoted(name)} is not what the plan makes it. {_BUG}.")
+    _check_metadata(sketch, source, found)
     for edit in {edit.path: edit for edit in sketch.schedule.config}.values():
         if _value(found.config, edit.path) != edit.value:
             raise OutputError(f"config.json: {'.'.join(edit.path)} is not what the plan makes it. {_BUG}.")
+
+
+def _check_metadata(sketch: Outline, source: Checkpoint, found: Checkpoint) -> None:
+    """GGUF metadata is what it was, but for the types that the plan sets."""
+    types = {edit.key: "UINT32" for edit in sketch.schedule.metadata}
+    wanted = {key: (types.get(key, value.type), value.content) for key, value in source.metadata.items()}
+    if {key: (value.type, value.content) for key, value in found.metadata.items()} != wanted:
+        raise OutputError(f"the output's GGUF metadata is not what the plan makes it. {_BUG}.")
 
 
 def _entrance(source: Checkpoint, folder: Path) -> Path:

@@ -11,10 +11,23 @@ from dataclasses import dataclass, field
 
 from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.checkpoint.dtypes import BITS
+from gemma_doctor.checkpoint.gguf_values import as_uint32
 from gemma_doctor.checkpoint.quoting import quoted
 from gemma_doctor.checkpoint.writer import Entry
 from gemma_doctor.errors import UsageError
-from gemma_doctor.plans import Add, Cast, Clamp, Drop, Edit, Rename, Scale, ScaleGain, SetConfig, ZeroNonfinite
+from gemma_doctor.plans import (
+    Add,
+    Cast,
+    Clamp,
+    Drop,
+    Edit,
+    Rename,
+    Scale,
+    ScaleGain,
+    SetConfig,
+    SetMetadata,
+    ZeroNonfinite,
+)
 from gemma_doctor.repair.elements.edits import Change, dtype_after, why_impossible
 from gemma_doctor.tensors import TensorInfo
 
@@ -47,10 +60,12 @@ class Schedule:
     Attributes:
         files: The tensors of each tensor file, in their order; every file of the source stands here.
         config: The edits of ``config.json``, in order.
+        metadata: The edits of a GGUF file's metadata.
     """
 
     files: Mapping[str, tuple[Target, ...]]
     config: tuple[SetConfig, ...]
+    metadata: tuple[SetMetadata, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -92,7 +107,8 @@ class _Composer:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._files: dict[str, list[_Slot]] = {info.name: [] for info in checkpoint.files}
-        self._has_config = checkpoint.config is not None
+        self._checkpoint = checkpoint
+        self._metadata: list[SetMetadata] = []
         self._config: list[SetConfig] = []
         self._slots: dict[str, _Slot] = {}
         self._gone: dict[str, str] = {}
@@ -111,14 +127,18 @@ class _Composer:
             )
             for file, slots in self._files.items()
         }
-        return Schedule(files, tuple(self._config))
+        return Schedule(files, tuple(self._config), tuple(self._metadata))
 
     def take(self, edit: Edit) -> str | None:
         """Compose one more edit."""
         match edit:
+            case SetMetadata():
+                return self._set_metadata(edit)
+            case _ if self._checkpoint.format != "safetensors":
+                return f"it edits safetensors, and the checkpoint is {self._checkpoint.format}"
             case SetConfig():
                 self._config.append(edit)
-                return None if self._has_config else "there is no config.json"
+                return "there is no config.json" if self._checkpoint.config is None else None
             case Add():
                 return self._add(edit)
             case Drop() | Rename() | Scale() | ScaleGain() | Cast() | Clamp() | ZeroNonfinite():
@@ -138,6 +158,16 @@ class _Composer:
                     return f"tensor {quoted(slot.name)}: {why}"
                 slot.changes.append(edit)
                 slot.dtype = dtype_after(edit, slot.dtype)
+        return None
+
+    def _set_metadata(self, edit: SetMetadata) -> str | None:
+        first = next((info.name for info in self._checkpoint.files), "")
+        value = self._checkpoint.metadata.get(edit.key) if edit.file == first else None
+        if value is None:
+            return f"there is no GGUF metadata {quoted(edit.key)} in {quoted(edit.file)}"
+        if as_uint32(value) != edit.number:
+            return f"{quoted(edit.key)} is {value.content!r} ({value.type}), not {edit.number} in four bytes"
+        self._metadata.append(edit)
         return None
 
     def _rename(self, slot: _Slot, to: str) -> str | None:

@@ -62,6 +62,7 @@ class Pass:
         mends: Ids of the rules whose findings it mends.
         plan: Answers every finding of the case, with a mend or with the reason why it is left.
         conflicts: Names of passes that mend the same tensors another way, so that only one of them can be asked for.
+        formats: Formats of the checkpoints that it can edit.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Pass:
     mends: tuple[str, ...]
     plan: Callable[[Case], Iterator[Answer]]
     conflicts: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ("safetensors",)
 
 
 def left(finding: Finding, reason: str) -> Left:

@@ -10,6 +10,7 @@ The order is fixed, whatever the order of the passes on the command line. Within
     add
     rename           last of the tensors, so that every edit but an addition uses the names of the source
     set-config
+    set-metadata     GGUF files, which have no other edit
 
 Edits of a kind to one tensor become one: exponents add up, equal casts are one cast. A tensor that is dropped has no
 other edit, and a finding about it is mended by the drop.
@@ -34,6 +35,7 @@ from gemma_doctor.plans import (
     Scale,
     ScaleGain,
     SetConfig,
+    SetMetadata,
     ZeroNonfinite,
 )
 from gemma_doctor.records import Exactness, Scalar
@@ -41,7 +43,10 @@ from gemma_doctor.repair.evidence.case import Mend, left
 
 __all__ = ["Merged", "merge"]
 
-_ORDER: tuple[type[Edit], ...] = (ZeroNonfinite, Clamp, Scale, ScaleGain, Cast, Drop, Add, Rename, SetConfig)
+_ORDER: tuple[type[Edit], ...] = (
+    *(ZeroNonfinite, Clamp, Scale, ScaleGain, Cast),
+    *(Drop, Add, Rename, SetConfig, SetMetadata),
+)
 _EXACTNESS: tuple[Exactness, ...] = ("exact", "eps", "rounded", "lossy")
 
 _Key: TypeAlias = "tuple[type[Edit], str | tuple[str, ...]]"
@@ -91,7 +96,13 @@ def merge(mends: Sequence[Mend], exam: Examination) -> Merged:
 
 def _key(edit: Edit) -> _Key:
     """What an edit changes, and how."""
-    return type(edit), edit.path if isinstance(edit, SetConfig) else edit.tensor
+    match edit:
+        case SetConfig():
+            return type(edit), edit.path
+        case SetMetadata():
+            return type(edit), (edit.file, edit.key)
+        case _:
+            return type(edit), edit.tensor
 
 
 def _clash(edit: Cast, edits: Mapping[_Key, Edit], scaled: set[str]) -> str | None:
@@ -147,7 +158,7 @@ def _in_order(edits: Iterable[Edit], exam: Examination) -> list[Edit]:
     positions = {name: index for index, name in enumerate(exam.checkpoint.tensors)}
 
     def place(edit: Edit) -> tuple[int, int]:
-        name = edit.path[0] if isinstance(edit, SetConfig) else edit.beside if isinstance(edit, Add) else edit.tensor
-        return _ORDER.index(type(edit)), positions.get(name, len(positions))
+        name = edit.beside if isinstance(edit, Add) else _key(edit)[1]
+        return _ORDER.index(type(edit)), positions.get(name, len(positions)) if isinstance(name, str) else 0
 
     return sorted(edits, key=place)

@@ -9,7 +9,7 @@ from gemma_doctor.checkpoint import Checkpoint, FileBytes
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.errors import UsageError
 from gemma_doctor.examination import Examination
-from gemma_doctor.plans import Add, Edit, Left, Plan, Rename, SetConfig
+from gemma_doctor.plans import Add, Edit, Left, Plan, Rename, SetConfig, SetMetadata
 from gemma_doctor.records import Finding
 from gemma_doctor.repair.evidence.calibration import Calibration
 from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
@@ -54,8 +54,8 @@ def make_plan(  # noqa: PLR0913  # two nouns, and what the command line says abo
         CheckpointError: If a file changes meanwhile.
     """
     _refuse_broken(exam.checkpoint)
-    chosen = registry.select(passes)
-    shares, unassigned = _assign(findings, chosen, named=bool(passes))
+    chosen = registry.select(passes, exam.checkpoint.format)
+    shares, unassigned = _assign(findings, chosen, exam.checkpoint.format, named=bool(passes))
     with FileBytes(exam.checkpoint) as files:
         tensors = exam.checkpoint.tensors
         answers = [
@@ -98,7 +98,7 @@ def _refuse_broken(checkpoint: Checkpoint) -> None:
 
 
 def _assign(
-    findings: Iterable[Finding], chosen: Sequence[Pass], *, named: bool
+    findings: Iterable[Finding], chosen: Sequence[Pass], format_: str, *, named: bool
 ) -> tuple[dict[str, list[Finding]], list[Left]]:
     """Which pass is to mend which finding; and the findings that none is to."""
     shares: dict[str, list[Finding]] = {one.name: [] for one in chosen}
@@ -110,14 +110,14 @@ def _assign(
             shares[wanted if wanted in able and not named else able[0]].append(finding)
         else:
             unassigned.append(finding)
-    return shares, [*_unmendable(unassigned)]
+    return shares, [*_unmendable(unassigned, format_)]
 
 
-def _unmendable(findings: Sequence[Finding]) -> Iterator[Left]:
+def _unmendable(findings: Sequence[Finding], format_: str) -> Iterator[Left]:
     """The findings that no chosen pass knows: notes once a rule, others each for itself."""
     notes = Counter(finding.rule for finding in findings if finding.severity == "note")
     for finding in findings:
-        able = next((one.name for one in registry.PASSES if finding.rule in one.mends), None)
+        able = next((one.name for one in registry.select((), format_) if finding.rule in one.mends), None)
         how = (
             f"--pass {able} would mend it" if able else f"no pass mends it; gemma-doctor rule {finding.rule} says more"
         )
@@ -148,7 +148,7 @@ def _part(answers: Iterable[Answer], *, unsafe: bool) -> tuple[list[Mend], list[
 
 def _read(edits: Iterable[Edit]) -> list[str]:
     """The tensors whose bytes the edits depend on, once each: what is dropped was judged by them as well."""
-    names = [edit.tensor for edit in edits if not isinstance(edit, Add | Rename | SetConfig)]
+    names = [edit.tensor for edit in edits if not isinstance(edit, Add | Rename | SetConfig | SetMetadata)]
     return list(dict.fromkeys(names))
 
 

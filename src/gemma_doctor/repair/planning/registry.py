@@ -14,6 +14,7 @@ from gemma_doctor.repair.passes import (
     cast_dtype,
     clamp_overflow,
     drop_tied_head,
+    gguf_uint32,
     prune_shared_kv,
     rename_keys,
     rescale_conv,
@@ -35,6 +36,7 @@ PASSES: tuple[Pass, ...] = (
     drop_tied_head.PASS,
     add_stem_bias.PASS,
     rename_keys.PASS,
+    gguf_uint32.PASS,
 )
 """Every pass. Literal on purpose: nothing is registered by being imported."""
 
@@ -51,17 +53,24 @@ def find_pass(name: str) -> Pass:
     return known[name.lower()]
 
 
-def select(names: Sequence[str]) -> tuple[Pass, ...]:
-    """The passes of these names, in the order of :data:`PASSES`; all of them where no name is given.
+def select(names: Sequence[str], format_: str | None = None) -> tuple[Pass, ...]:
+    """The passes of these names, in the order of :data:`PASSES`; all that fit the format where no name is given.
+
+    Args:
+        names: What the user asks for.
+        format_: The checkpoint's format; None where it is not known yet.
 
     Raises:
-        UsageError: If a name is unknown, or two of the passes mend the same tensors in different ways.
+        UsageError: If a name is unknown, a pass cannot edit the format, or two of the passes mend the same tensors in
+            different ways.
     """
     if not names:
-        return PASSES
+        return tuple(one for one in PASSES if format_ is None or format_ in one.formats)
     chosen = {find_pass(name).name for name in names}
     passes = tuple(one for one in PASSES if one.name in chosen)
     for one in passes:
+        if format_ is not None and format_ not in one.formats:
+            raise UsageError(f"the pass {one.name} edits {' and '.join(one.formats)}, and this checkpoint is {format_}")
         other = next((name for name in one.conflicts if name in chosen), None)
         if other is not None:
             raise UsageError(

@@ -1,0 +1,138 @@
+"""Changing a GGUF file itself: eight bytes of its metadata, after a backup of its header.
+
+All or nothing, as far as a file that is changed in place can be: everything that can be refused is refused first; the
+header is copied beside the file and put on the disk; then a value's type and its number, which lie together, are
+written by one call and put on the disk. Where what is read back is not the old header with these bytes changed, the old
+ones are written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from pathlib import Path
+
+from gemma_doctor.checkpoint import Checkpoint, FileBytes, open_checkpoint
+from gemma_doctor.checkpoint.gguf_values import uint32_bytes
+from gemma_doctor.checkpoint.quoting import shown
+from gemma_doctor.errors import DoctorError, OutputError, UsageError
+from gemma_doctor.plans import Applied, Plan, SetMetadata, WrittenFile
+from gemma_doctor.repair.applying.rehearsal import check_files
+from gemma_doctor.repair.applying.schedule import schedule
+from gemma_doctor.repair.applying.workspace import sync_folder
+
+__all__ = ["BACKUP", "apply_in_place"]
+
+BACKUP = ".header-backup"
+"""What the name of the header's copy ends in."""
+
+_NEXT = "Use --output instead, which leaves the file alone"
+
+
+def apply_in_place(plan: Plan, checkpoint: Checkpoint) -> Applied:
+    """Carry out a plan in the source itself.
+
+    Args:
+        plan: What is to be done: one edit of a GGUF file's metadata.
+        checkpoint: The source, as the plan was made for it.
+
+    Returns:
+        What was written: the backup, and the eight bytes.
+
+    Raises:
+        UsageError: If the plan has other edits, other names lead to the file, or there is a backup already.
+        ChangedError: If the source is not what the plan was made for.
+        OutputError: If it cannot be written, or is read back as something else.
+    """
+    started = time.perf_counter()
+    edit = _only_edit(plan)
+    schedule(plan.edits, checkpoint)
+    path = checkpoint.root / edit.file
+    backup = path.with_name(path.name + BACKUP)
+    _check_names(path, backup)
+    with FileBytes(checkpoint) as source:
+        check_files(plan.fingerprint, checkpoint, source)
+        header = source.header(edit.file)
+    at = checkpoint.metadata[edit.key].at
+    try:
+        _write_backup(backup, header)
+        _change(path, header, at, uint32_bytes(edit.number))
+    except OSError as error:
+        what = f"{shown(edit.file)}: it could not be written: {error.strerror or error}"
+        raise OutputError(f"{what}. {_restoring(path, backup)}") from error
+    _prove(checkpoint, edit, path, backup)
+    return Applied(
+        output=Path(os.path.realpath(path)),
+        files=(WrittenFile(backup.name, len(header), hashlib.sha256(header).hexdigest(), linked=False),),
+        bytes_written=len(header) + len(uint32_bytes(edit.number)),
+        bytes_linked=0,
+        seconds=time.perf_counter() - started,
+        removed_leftovers=(),
+        remarks=(f"the old header is in {shown(str(backup))}; delete it when the file has proved itself",),
+    )
+
+
+def _only_edit(plan: Plan) -> SetMetadata:
+    edits = [edit for edit in plan.edits if isinstance(edit, SetMetadata)]
+    if len(edits) != len(plan.edits) or len(edits) != 1:
+        raise UsageError(f"--in-place changes one metadata value of a GGUF file and nothing else. {_NEXT}.")
+    return edits[0]
+
+
+def _check_names(path: Path, backup: Path) -> None:
+    """Refuse a file that is not this name's alone, and a backup that is there."""
+    state = path.lstat()
+    if not stat.S_ISREG(state.st_mode):
+        raise UsageError(f"{path}: this is a link, and --in-place would change the file that it leads to. {_NEXT}.")
+    if state.st_nlink > 1:
+        raise UsageError(f"{path}: {state.st_nlink - 1:,} other names lead to this file (hard links). {_NEXT}.")
+    if os.path.lexists(backup):
+        raise UsageError(f"{backup}: there is a backup already. Move it away, or use --output instead.")
+
+
+def _write_backup(backup: Path, header: bytes) -> None:
+    """The header's copy, on the disk before anything is changed."""
+    with backup.open("xb") as stream:
+        stream.write(header)
+        stream.flush()
+        os.fsync(stream.fileno())
+    sync_folder(backup.parent)
+
+
+def _change(path: Path, header: bytes, at: int, new: bytes) -> None:
+    """Write the bytes, and the old ones again if the file is then not what it should be.
+
+    Raises:
+        OSError: If it cannot be written.
+        OutputError: If the file had become another one, or is read back as something else.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if os.pread(descriptor, len(header), 0) != header:
+            raise OutputError(f"{path}: its header has changed since it was read; it was not touched. Scan it again.")
+        os.pwrite(descriptor, new, at)
+        os.fsync(descriptor)
+        if os.pread(descriptor, len(header), 0) != header[:at] + new + header[at + len(new) :]:
+            os.pwrite(descriptor, header[at : at + len(new)], at)
+            os.fsync(descriptor)
+            raise OutputError(f"{path}: it is read back as something else; the old bytes are in place. Check the disk.")
+    finally:
+        os.close(descriptor)
+
+
+def _prove(before: Checkpoint, edit: SetMetadata, path: Path, backup: Path) -> None:
+    """Open the file as anybody would: the same tensors, and the same metadata but for the one value."""
+    try:
+        after = open_checkpoint(before.uri)
+    except DoctorError as error:
+        raise OutputError(f"{path} cannot be opened any more: {error} {_restoring(path, backup)}") from error
+    contents = {key: value.content for key, value in before.metadata.items()}
+    as_meant = {key: value.content for key, value in after.metadata.items()} == contents
+    if after.tensors != before.tensors or not as_meant or after.metadata[edit.key].type != "UINT32":
+        raise OutputError(f"{path} is not what the plan makes it. {_restoring(path, backup)}")
+
+
+def _restoring(path: Path, backup: Path) -> str:
+    return f"To have the old header back: dd if={backup} of={path} conv=notrunc."
