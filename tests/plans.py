@@ -13,7 +13,7 @@ from examinations import examine
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.examination import Examination
 from gemma_doctor.inspect.registry import RULES
-from gemma_doctor.plans import Edit, Left, Plan, SetConfig
+from gemma_doctor.plans import Edit, Left, Plan, SetConfig, SetMetadata
 from gemma_doctor.records import Finding
 from gemma_doctor.repair.evidence.calibration import Calibration
 from gemma_doctor.repair.evidence.case import Answer, Case, Mend
@@ -56,6 +56,8 @@ def answers(
 
 def subject(edit: Edit) -> str:
     """The tensor that an edit changes, or the path of a config's value."""
+    if isinstance(edit, SetMetadata):
+        return edit.key
     return ".".join(edit.path) if isinstance(edit, SetConfig) else edit.tensor
 
 

@@ -113,7 +113,7 @@ def test_the_longest_prefix_wins() -> None:
     assert ids(["GD1"], ["GD10"]) == []
     assert ids(["GD1"], ["GD101", "GD102", "GD103"]) == ["GD104", "GD105", "GD106", "GD107", "GD108"]
     assert ids(["GD101"], ["GD1"]) == ["GD101"]
-    assert ids([], ["GD0", "GD1"]) == [rule for rule in CONTRACT if rule.startswith(("GD2", "GD3", "GD4"))]
+    assert ids([], ["GD0", "GD1"]) == [rule for rule in CONTRACT if rule.startswith(("GD2", "GD3", "GD4", "GD5"))]
     assert ids(["ALL", "GD104"], ["GD"]) == ["GD104"]
 
 

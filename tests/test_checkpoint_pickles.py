@@ -98,11 +98,11 @@ def test_a_safetensors_index_that_names_a_pickle(tmp_path: Path, mark: Path) -> 
 def test_pickles_under_another_name(tmp_path: Path, mark: Path, name: str, make: object) -> None:
     assert callable(make)
     (tmp_path / name).write_bytes(make(mark))
-    done = call("scan", tmp_path / name, "--json", tmp_path / "report.json")
+    done = call("scan", tmp_path / name, "--json", "-")
     said = f"{done.err} {done.out}".replace("\n", " ")
     assert (done.code, mark.exists()) == (2, False)
     assert "Traceback" not in said
-    assert "Pickles can run code" in " ".join(said.split()) or "pickle" in (tmp_path / "report.json").read_text()
+    assert "Pickles can run code" in " ".join(said.split())
 
 
 def test_a_pickle_in_the_place_of_a_tensor(tmp_path: Path, mark: Path) -> None:

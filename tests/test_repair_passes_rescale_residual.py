@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from plans import admit, answers, only_left, only_mend, plan_for
 
 from gemma_doctor.checkpoint import FileBytes
-from gemma_doctor.plans import Plan, Reason, Scale, ScaleGain, SetConfig
+from gemma_doctor.plans import Plan, Reason, Scale, ScaleGain, SetConfig, SetMetadata
 from gemma_doctor.records import Exactness
 from gemma_doctor.repair.elements.edits import carry_out, scaled_gain
 from gemma_doctor.repair.elements.excess import excess
@@ -61,7 +61,9 @@ def certified(plan: Plan) -> bool:
 
 
 def reason_of(plan: Plan, tensor: str) -> Reason:
-    return next(edit.reason for edit in plan.edits if not isinstance(edit, SetConfig) and edit.tensor == tensor)
+    return next(
+        edit.reason for edit in plan.edits if not isinstance(edit, SetConfig | SetMetadata) and edit.tensor == tensor
+    )
 
 
 def prescription(tmp_path: Path, tensors: Mapping[str, Any], config: Mapping[str, Any] = GEMMA3) -> Plan:

@@ -31,6 +31,7 @@ from gemma_doctor.plans import (
     Scale,
     ScaleGain,
     SetConfig,
+    SetMetadata,
     ZeroNonfinite,
 )
 from gemma_doctor.records import SEVERITIES
@@ -66,6 +67,7 @@ edits = st.one_of(
     ),
     st.builds(Rename, tensor=names, to=names, **common),
     st.builds(SetConfig, path=st.lists(names, min_size=1, max_size=3).map(tuple), value=scalars, **common),
+    st.builds(SetMetadata, file=names, key=names, number=st.integers(0, 2**32 - 1), **common),
 )
 marks = st.builds(FileMark, names, st.integers(0, 2**50), hashes)
 plans = st.builds(

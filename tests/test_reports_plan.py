@@ -27,6 +27,7 @@ from gemma_doctor.plans import (
     Rename,
     Scale,
     SetConfig,
+    SetMetadata,
     WrittenFile,
     ZeroNonfinite,
 )
@@ -98,7 +99,9 @@ LEFT = [
     Left("GD201", "warning", "m.layers.21.k.weight", "the loader needs it"),
 ]
 EVERY = plan([*SCALES, *DROPS, *OTHERS], LEFT)
-TENSORS = {edit.tensor: info(edit.tensor) for edit in EVERY.edits if not isinstance(edit, Add | SetConfig)}
+TENSORS = {
+    edit.tensor: info(edit.tensor) for edit in EVERY.edits if not isinstance(edit, Add | SetConfig | SetMetadata)
+}
 APPLIED = Applied(
     output=Path("/out/mended"),
     files=(WrittenFile("model.safetensors", 3000, "0" * 64, linked=False),),

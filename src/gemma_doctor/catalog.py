@@ -17,7 +17,7 @@ __all__ = ["RULES", "AnyRule", "find_rule", "page", "select"]
 
 AnyRule: TypeAlias = Rule[Any]
 
-RULES: tuple[AnyRule, ...] = (*scanning.RULES, *verifying.RULES)
+RULES: tuple[AnyRule, ...] = tuple(sorted((*scanning.RULES, *verifying.RULES), key=lambda rule: rule.id))
 """Every rule, by id."""
 
 _ALL = "ALL"  # as in ruff: the prefix of every rule

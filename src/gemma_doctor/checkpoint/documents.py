@@ -79,18 +79,23 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _text(path: Path, raw: bytes) -> str:
+    if not raw.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
+        _refuse_disguised(path, raw)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         before = raw[: error.start].decode("utf-8")
         _refuse(path, "not UTF-8", before, len(before))
-    what = None if text.lstrip("\ufeff \t\r\n").startswith(("{", "[")) else unmask(raw[:HEAD])
-    if what:
-        raise IndexFileError(f"{path.name}: it is {what[0]}. {what[1]}.")
     lone = lone_surrogate(text)
     if lone is not None:
         _refuse(path, "lone surrogate escape", text, lone)
     return text
+
+
+def _refuse_disguised(path: Path, raw: bytes) -> None:
+    what = unmask(raw[:HEAD])
+    if what:
+        raise IndexFileError(f"{path.name}: it is {what[0]}. {what[1]}.")
 
 
 def _integer(literal: str) -> int:

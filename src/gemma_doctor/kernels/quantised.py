@@ -38,7 +38,7 @@ def packed_bytes(elements: int, dtype: str) -> int:
     """Bytes of so many elements, which are whole quantisation blocks."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415
 
-    block, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
+    block, nbytes = map(int, GGML_QUANT_SIZES[GGMLQuantizationType[dtype]])
     return elements // block * nbytes
 
 
