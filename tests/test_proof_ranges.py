@@ -21,6 +21,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from networks import stats_of
 from stress import RECIPES, stressed
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 from written import exact_bounds, run
 
 from gemma_doctor.architectures import Model, identify
@@ -98,6 +100,21 @@ def test_no_value_of_a_float16_run_exceeds_its_bound_before_the_first_overflow(
         if bounds[value.name] >= value.limit:
             break
         assert value.name not in peaks or peaks[value.name] <= bounds[value.name]
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
+@pytest.mark.parametrize("masked", [False, True])
+def test_scores_beyond_float16_do_no_harm_where_attention_is_not_eager(backend: SDPBackend, *, masked: bool) -> None:
+    """What the certificate assumes: products of 160,000 in float16 heads, by torch's kernel and by its fallback."""
+    rng = torch.Generator().manual_seed(0)
+    query = 50.0 * torch.randint(0, 2, (1, 2, 8, 64), generator=rng).half()
+    value = torch.randn((1, 2, 8, 64), generator=rng).half()
+    mask = torch.ones(8, 8, dtype=torch.bool).tril() if masked else None
+    assert not (query @ query.transpose(-1, -2)).isfinite().all()
+    with sdpa_kernel(backend):
+        seen = scaled_dot_product_attention(query, query, value, attn_mask=mask)
+        true = scaled_dot_product_attention(query.float(), query.float(), value.float(), attn_mask=mask)
+    assert (seen.float() - true).abs().max() < 4e-3
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

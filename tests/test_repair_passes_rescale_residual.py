@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from plans import admit, answers, only_left, only_mend, plan_for
 
 from gemma_doctor.checkpoint import FileBytes
-from gemma_doctor.plans import Plan, Reason, Scale, ScaleGain, SetConfig, SetMetadata
+from gemma_doctor.plans import Left, Plan, Reason, Scale, ScaleGain, SetConfig, SetMetadata
 from gemma_doctor.records import Exactness
 from gemma_doctor.repair.elements.edits import carry_out, scaled_gain
 from gemma_doctor.repair.elements.excess import excess
@@ -112,6 +112,19 @@ def test_the_plan_says_that_it_certifies_and_what_that_assumes(tmp_path: Path) -
     assert certified(plan)
     assert first.reason.evidence["proved_safe"] == first.reason.evidence["values"]
     assert "cannot overflow in the forward pass, whatever the input. Assumed: the model is what" in first.reason.message
+
+
+def test_the_certificate_says_where_eager_attention_is_not_covered(tmp_path: Path) -> None:
+    tensors = loud(MULTIMODAL)
+    attention = "vision_tower.vision_model.encoder.layers.0.self_attn"
+    for part in ("q_proj", "k_proj"):
+        tensors[f"{attention}.{part}.weight"] *= np.float32(400.0)
+    plan = prescription(tmp_path, tensors, MULTIMODAL)
+    assert certified(plan)
+    (reason,) = (edit.reason for edit in plan.edits if "certified" in edit.reason.evidence)
+    assert f"It does not hold for eager attention, of whose 4 scores 1 are not proved, {attention}" in reason.message
+    assert (reason.evidence["eager_scores"], reason.evidence["eager_scores_safe"]) == (4, 3)
+    assert "eager" not in prescription(tmp_path / "sound", loud(MULTIMODAL), MULTIMODAL).edits[0].reason.message
 
 
 def test_where_the_final_norm_then_leaves_float16_it_says_that_it_is_not_certified(tmp_path: Path) -> None:
@@ -213,6 +226,28 @@ def test_a_measured_peak_asks_for_less_with_two_bits_to_spare() -> None:
     evidence = mend.edits[0].reason.evidence
     assert (evidence["basis"], evidence["reach"], evidence["k"]) == ("measured", 30_000.0, 1)
     assert evidence["mean_square"] == 1.0
+
+
+def test_a_trace_does_not_cost_the_proof_where_the_streams_are_proved(tmp_path: Path) -> None:
+    """Only the scalings inside the layers can bring the last bounds under the limit; measured peaks ask for none."""
+    tensors = inside("mlp.up_proj", 2.0**15)
+    exam = admit(tmp_path / "sick", tensors, GEMMA3)
+    assert not exam.ranges().certified
+    quiet = {f"model.layers.{i}.mlp.{part}_proj": Measured(1.0) for i in (0, 1) for part in ("up", "down")}
+    plan = plan_for(exam, "GD301", passes=[PASS], calibration=Calibration("trace", quiet))
+    assert powers(plan).keys() >= {f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1)}
+    assert certified(plan)
+
+
+def test_a_trace_decides_inside_the_layers_where_the_streams_are_not_proved() -> None:
+    tensors = inside("mlp.up_proj", 2.0**15)
+    for name in POSTS:
+        tensors[name] += np.float32(2.0**14)
+    exam = examine(tensors, GEMMA3)
+    quiet = {f"model.layers.{i}.mlp.{part}_proj": Measured(1.0) for i in (0, 1) for part in ("up", "down")}
+    loudest = traced(14_000.0, 5000.0).modules
+    found = answers(PASS, exam, find("GD301", exam), Calibration("trace", {**loudest, **quiet}))
+    assert "The measured peaks fit, with two bits to spare" in [one.reason for one in found if isinstance(one, Left)]
 
 
 def test_where_the_measured_peak_fits_nothing_is_scaled() -> None:

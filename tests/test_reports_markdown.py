@@ -151,6 +151,9 @@ def test_what_is_proved_is_said() -> None:
     assert "\nProved safe: 1,100 of 1,200 values of a float16 run, whatever the input.\n" in proved
     certified = to_markdown(replace(report(), proof=Proof(9, 9, ())))
     assert "whatever the input; so it cannot overflow in the forward pass.\n" in certified
+    fused = to_markdown(replace(report(), proof=Proof(9, 9, (), 4, 3)))
+    assert "in the forward pass; with eager attention also 3 of 4 attention scores.\n" in fused
+    assert to_markdown(replace(report(), proof=Proof(9, 9, (), 4, 4))) == certified
 
 
 def test_commands_come_last() -> None:

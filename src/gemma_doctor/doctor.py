@@ -142,7 +142,9 @@ def _proof(examination: Examination) -> Proof | None:
     if examination.target_dtype != "float16" or not examination.selected or not examination.model.values:
         return None
     analysis = examination.ranges()
-    return Proof(len(analysis.values), analysis.safe, ASSUMPTIONS)
+    written, scores = analysis.written, analysis.scores
+    safe, scores_safe = (sum(item.safe for item in items) for items in (written, scores))
+    return Proof(len(written), safe, ASSUMPTIONS, len(scores), scores_safe)
 
 
 def plan(

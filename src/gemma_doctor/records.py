@@ -233,11 +233,15 @@ class Proof:
         values: Tensors that the run writes, as far as the architecture is declared.
         safe: Those of them whose bound fits.
         assumptions: What the bounds take for granted, a clause each.
+        scores: Attention scores that only eager attention writes; they are not among the values.
+        scores_safe: Those of them whose bound fits.
     """
 
     values: int
     safe: int
     assumptions: tuple[str, ...]
+    scores: int = 0
+    scores_safe: int = 0
 
     @property
     def certified(self) -> bool:

@@ -21,12 +21,12 @@ __all__ = ["ASSUMPTIONS", "BoundedValue", "RangeAnalysis", "Writer", "analyse"]
 ASSUMPTIONS = (
     "the model is what its config declares, run by transformers 5.23 and timm 1.0.31 in float16, without dropout",
     "matrix products and means add up in float32, over at most 65,536 terms, as they do on CUDA and on CPUs",
-    "attention is eager, scaled_dot_product_attention or flash, over at most 131,072 positions",
-    "every query may attend to some key (eager attention makes the scores of one that may not -inf, and then NaN)",
+    "attention is scaled_dot_product_attention, the default, of torch 2.5 or later, or flash: scores stay in float32",
+    "attention goes over at most 131,072 positions, and every query may attend to some key",
     "Gemma's norms and its softmax compute in float32, as transformers has it; timm's norms in float16",
     "token ids come from the vocabulary, and pixels from the processor",
 )
-"""What the bounds take for granted."""
+"""What the bounds take for granted. Eager attention writes its scores in float16: :attr:`RangeAnalysis.scores`."""
 
 _ZERO = TensorStats(count=1, zeros=1, minimum=0.0, maximum=0.0)
 
@@ -53,6 +53,14 @@ class BoundedValue:
         the worst of each of them.
         """
         return all(_is_plain(term) for term in _terms(self.value.source))
+
+    @property
+    def eager_only(self) -> bool:
+        """Whether only eager attention writes it: the fused kernels, and torch's own fallback, hold scores in float32.
+
+        aten/src/ATen/native/transformers/attention.cpp, _scaled_dot_product_attention_math, casts half inputs up.
+        """
+        return self.value.kind == "scores"
 
     @property
     def safe(self) -> bool:
@@ -92,14 +100,19 @@ class RangeAnalysis:
     _prover: Prover
 
     @property
-    def safe(self) -> int:
-        """How many values are proved to stay below their limit."""
-        return sum(item.safe for item in self.values)
+    def written(self) -> tuple[BoundedValue, ...]:
+        """Those that a run writes whatever its attention."""
+        return tuple(item for item in self.values if not item.eager_only)
+
+    @property
+    def scores(self) -> tuple[BoundedValue, ...]:
+        """Those that only eager attention writes."""
+        return tuple(item for item in self.values if item.eager_only)
 
     @property
     def certified(self) -> bool:
-        """Whether all are: the model cannot overflow in the forward pass, whatever the input (:data:`ASSUMPTIONS`)."""
-        return bool(self.values) and self.safe == len(self.values)
+        """Whether all that is written fits: nothing overflows forward, whatever the input (:data:`ASSUMPTIONS`)."""
+        return bool(self.values) and all(item.safe for item in self.written)
 
     def streams(self) -> dict[str, BoundedValue]:
         """The residual streams, each by its state that is furthest beyond its limit (or least below it).

@@ -99,6 +99,8 @@ def _proof(proof: Proof) -> dict[str, Any]:
         "certified": proof.certified,
         "values": proof.values,
         "safe": proof.safe,
+        "scores": proof.scores,
+        "scores_safe": proof.scores_safe,
         "assumptions": list(proof.assumptions),
     }
 

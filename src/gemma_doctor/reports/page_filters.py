@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from gemma_doctor.reports import layers, reach
 from gemma_doctor.reports.edits import EXACTNESS
 from gemma_doctor.reports.names import clipped, elide, safe_text
-from gemma_doctor.reports.wording import counted, parameters, size
+from gemma_doctor.reports.wording import counted, parameters, proved, size
 
 __all__ = ["FILTERS", "visible"]
 
@@ -85,6 +85,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "along": reach.along,
     "counted": counted,
+    "proved": proved,
     "level": _level,
     "markdown": _markdown,
     "meaning": EXACTNESS.__getitem__,

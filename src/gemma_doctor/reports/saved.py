@@ -151,6 +151,8 @@ def _proof(node: Node) -> Proof:
         values=node.member("values").count(),
         safe=node.member("safe").count(),
         assumptions=tuple(item.text() for item in node.member("assumptions").items()),
+        scores=node.member("scores").count(),
+        scores_safe=node.member("scores_safe").count(),
     )
 
 

@@ -68,7 +68,10 @@ def measured(report: Report) -> str:
 def proved(proof: Proof) -> str:
     """How much of a float16 run is proved safe, in a sentence without its first words."""
     certified = "; so it cannot overflow in the forward pass" if proof.certified else ""
-    return f"{proof.safe:,} of {counted(proof.values, 'value')} of a float16 run, whatever the input{certified}"
+    eager = ""
+    if proof.scores_safe < proof.scores:
+        eager = f"; with eager attention also {proof.scores_safe:,} of {counted(proof.scores, 'attention score')}"
+    return f"{proof.safe:,} of {counted(proof.values, 'value')} of a float16 run, whatever the input{certified}{eager}"
 
 
 def state(report: Report) -> str:

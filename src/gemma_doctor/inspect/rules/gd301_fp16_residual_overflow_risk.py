@@ -16,7 +16,8 @@ can add. The rule compares the bounds with their limits, 65504, or 256 where the
   that a proof of the whole model is in reach.
 
 What is below its limit is *proved safe*: whatever the input, no overflow begins there (NaN from an earlier one
-passes through it). The report says how many of the values are; where all are, nothing can overflow.
+passes through it). The report says how many of the values are; where all are, nothing can overflow. Eager attention
+writes its scores in float16 as well: those are bounded too, by ||q||_2 * ||k||_2, and counted apart.
 
 ## Why it matters
 
@@ -39,10 +40,11 @@ the factor out again. Where every bound then fits, the model cannot overflow in 
 reach. `gemma-doctor verify` measures. Gemma 3n's AltUp multiplies the bound in every layer, so that after a few layers
 nothing is proved of its streams; they are not reported, and not counted as safe either. Gemma 3n's audio tower is not
 analysed. The bounds assume: the model of the config, as transformers 5.23 and timm 1.0.31 run it in float16, without
-dropout; sums of products in float32; eager, fused or flash attention over at most 131,072 positions, in which every
-query may attend to some key; Gemma's norms and softmax in float32; tokens of the vocabulary and pixels as the
-processor gives them. Nothing is said of the backward pass. Where a tensor is missing or not finite, nothing is proved,
-and other rules speak. With `--target-dtype bfloat16` the rule is silent.
+dropout; sums of products in float32; scaled_dot_product_attention (the default; torch 2.5 or later) or flash attention,
+whose scores stay in float32, over at most 131,072 positions, in which every query may attend to some key; Gemma's norms
+and softmax in float32; tokens of the vocabulary and pixels as the processor gives them. Nothing is said of the backward
+pass. Where a tensor is missing or not finite, nothing is proved, and other rules speak. With `--target-dtype bfloat16`
+the rule is silent.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Ranges:
                 tensors[name] = _scaled(tensors[name], exponent, plus_one=known is not None and known.plus_one)
         return analyse(self.exam.model, tensors)
 
-    def furthest(self, rescaling: Rescaling, shrunk: Mapping[str, int]) -> Furthest | None:
+    def furthest(self, rescaling: Rescaling, shrunk: Mapping[str, int], *, by_bounds: bool = False) -> Furthest | None:
         """The value of a rescaling that is furthest beyond what it may be; None where nothing is known of one.
 
         With a trace that measured one of the values, what was measured counts, with a margin.
@@ -90,8 +90,9 @@ class Ranges:
         Args:
             rescaling: The rescaling.
             shrunk: Name of a value -> bits that other rescalings have taken from it.
+            by_bounds: Whether what is proved counts although a trace measured less.
         """
-        traced = any(name in self._measured for name in rescaling.values)
+        traced = not by_bounds and any(name in self._measured for name in rescaling.values)
         margin = MARGIN if traced else 1.0
         basis = "measured" if traced else "proved"
         found = []

@@ -19,11 +19,13 @@ feed-forward does) and LAuReL's first matrix; all that need it, or none, for a p
 
 k is the least that brings every state of the stream below its limit (65504, or 256 where it is squared): by the bounds
 of GD301, which hold whatever the input, roundings included; with `--calibration` by the peaks of the trace, with two
-bits to spare, for other inputs reach further.
+bits to spare, for other inputs reach further. Inside the layers the bounds count even then, if every state of the
+streams is proved to fit: what is left is little, and buys the proof.
 
 **Certified**: where every bound of the model fits once the plan is carried out, the plan says so, and a scan of the
 result says it again: the model cannot overflow in the forward pass, whatever the input. What that assumes stands in
-the plan, and on the page of GD301.
+the plan, and on the page of GD301: the attention above all, for eager attention writes its scores in float16, and the
+plan says apart whether those fit.
 
 ## Which findings it mends
 
@@ -59,11 +61,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gemma_doctor.architectures.base import Rescaling
-from gemma_doctor.architectures.ranges import ASSUMPTIONS
+from gemma_doctor.architectures.ranges import ASSUMPTIONS, BoundedValue
 from gemma_doctor.plans import Edit, Left, Reason, Scale, ScaleGain
 from gemma_doctor.records import Exactness, Finding, Scalar
 from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
@@ -125,18 +127,33 @@ class _Rescaler:
             yield left(finding, str(refused)) if finding else Left(_RULE, "warning", None, str(refused))
 
     def inside(self, rescalings: list[Rescaling], note: Finding) -> Answer:
-        """The edits of the values inside the layers, all of them together or none: a proof needs them all."""
+        """The edits of the values inside the layers, all of them together or none: a proof needs them all.
+
+        A trace asks for less than the bounds; where the streams are proved to fit, the bounds are worth meeting.
+        """
+        answer: Answer = left(note, "Nothing inside the layers can be rescaled")
+        for by_bounds in (True, False) if self.case.calibration and self._streams_fit() else (False,):
+            answer = self._inside(rescalings, note, by_bounds=by_bounds)
+            if isinstance(answer, Mend):
+                return answer
+        return answer
+
+    def _inside(self, rescalings: list[Rescaling], note: Finding, *, by_bounds: bool) -> Answer:
         edits: list[Edit] = []
-        before = dict(self.exponents)
+        before = dict(self.exponents), self.shrunk.copy(), self.absorbed.copy()
         try:
             for rescaling in rescalings:
-                furthest = self.ranges.furthest(rescaling, self.shrunk)
+                furthest = self.ranges.furthest(rescaling, self.shrunk, by_bounds=by_bounds)
                 if furthest is not None and furthest.exponent:
                     edits += self._edits(rescaling, furthest)
         except RefusedError as refused:
-            self.exponents = before
+            self.exponents, self.shrunk, self.absorbed = before
             return left(note, f"All of them or none: a proof needs them all. {refused}")
         return Mend(note, tuple(edits)) if edits else left(note, "The measured peaks fit, with two bits to spare")
+
+    def _streams_fit(self) -> bool:
+        """Whether every state of a residual stream is proved to fit once the edits so far are carried out."""
+        return all(item.safe for item in self.ranges.analysis(self.exponents).values if item.value.stream)
 
     def certified(self, answers: list[Answer]) -> Iterator[Answer]:
         """The answers, the first edit with what is proved once all of them are carried out."""
@@ -153,19 +170,25 @@ class _Rescaler:
     def _proof(self) -> tuple[str, Mapping[str, Scalar]]:
         """What is proved of the model once the edits are carried out."""
         analysis = self.ranges.analysis(self.exponents)
-        total = len(analysis.values)
-        evidence: dict[str, Scalar] = {"values": total, "proved_safe": analysis.safe, "certified": analysis.certified}
+        total, open_ones = len(analysis.written), [item for item in analysis.written if not item.safe]
+        evidence: dict[str, Scalar] = {
+            "values": total,
+            "proved_safe": total - len(open_ones),
+            "certified": analysis.certified,
+            "eager_scores": len(analysis.scores),
+            "eager_scores_safe": sum(item.safe for item in analysis.scores),
+        }
         if analysis.certified:
             return (
                 f"Certified: all {total:,} values of a float16 run then fit, so that the model cannot overflow in the "
-                f"forward pass, whatever the input. Assumed: {'; '.join(ASSUMPTIONS)}."
+                f"forward pass, whatever the input. Assumed: {'; '.join(ASSUMPTIONS)}.{_eager(analysis.scores)}"
             ), evidence
-        open_ones = [item for item in analysis.values if not item.safe]
         first = open_ones[0]
         bound = "nothing is proved" if first.bound is None else f"the bound is {first.bound:.4g}"
         return (
-            f"Then {analysis.safe:,} of {total:,} values of a float16 run are proved to fit. Not certified: the first "
-            f"of {len(open_ones):,} others is {first.value.name}, of which {bound}; the limit is {first.value.limit:g}."
+            f"Then {total - len(open_ones):,} of {total:,} values of a float16 run are proved to fit. Not certified: "
+            f"the first of {len(open_ones):,} others is {first.value.name}, of which {bound}; the limit is "
+            f"{first.value.limit:g}."
         ), evidence
 
     def _edits(self, rescaling: Rescaling, furthest: Furthest | None) -> list[Edit]:
@@ -282,6 +305,17 @@ class _Rescaler:
 
     def _disk(self, name: str) -> str:
         return self.case.exam.disk_name(name)
+
+
+def _eager(scores: Sequence[BoundedValue]) -> str:
+    """What the certificate says of eager attention, where it does not hold for that."""
+    beyond = [item for item in scores if not item.safe]
+    if not beyond:
+        return ""
+    return (
+        f" It does not hold for eager attention, of whose {len(scores):,} scores {len(beyond):,} are not proved, "
+        f"{beyond[0].value.name} first."
+    )
 
 
 PASS = Pass("rescale-residual", "eps", (_RULE,), plan)
