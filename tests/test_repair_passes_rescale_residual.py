@@ -84,6 +84,9 @@ def test_k_is_the_least_that_brings_the_bound_below_the_limit(tmp_path: Path) ->
     k, reach = int(str(reason.evidence["k"])), float(str(reason.evidence["reach"]))
     assert reach * 2.0**-k < 65504 <= reach * 2.0 ** (1 - k)
     assert reason.evidence["basis"] == "proved"
+    margin = math.log2(65504 / reach) + k
+    assert reason.evidence["margin_bits"] == pytest.approx(margin)
+    assert f"times 2^-{k} it fits, {margin:.1f} bits below 65504." in reason.message
     assert "The residual stream can reach" in reason.message
 
 
@@ -225,6 +228,7 @@ def test_a_measured_peak_asks_for_less_with_two_bits_to_spare() -> None:
     mend = only_mend(answers(PASS, exam, find("GD301", exam), traced(30_000.0, 20_000.0)))
     evidence = mend.edits[0].reason.evidence
     assert (evidence["basis"], evidence["reach"], evidence["k"]) == ("measured", 30_000.0, 1)
+    assert float(str(evidence["margin_bits"])) >= 2
     assert evidence["mean_square"] == 1.0
 
 

@@ -228,15 +228,17 @@ class _Rescaler:
         if not k:
             raise RefusedError(f"It reaches {furthest.reach:.4g} in the trace, at {name}: {MARGIN:g} times that fits")
         kind = "the proved bound" if furthest.basis == "proved" else "the trace's peak, or a bound from such peaks"
+        left_over = math.ldexp(furthest.item.value.limit / furthest.reach, k)
         text = (
             f"{rescaling.name} can reach {furthest.reach:.4g} at {name} ({kind}), and may reach {furthest.room:g}; "
-            f"times 2^-{k} it fits."
+            f"times 2^-{k} it fits, {math.log2(left_over):.1f} bits below {furthest.item.value.limit:g}."
         )
         evidence: dict[str, Scalar] = {
             "reach": furthest.reach,
             "basis": furthest.basis,
             "limit": furthest.item.value.limit,
             "k": k,
+            "margin_bits": math.log2(left_over),
         }
         return k, Note(text[0].upper() + text[1:], evidence)
 
