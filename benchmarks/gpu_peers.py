@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gemma_doctor.checkpoint import open_checkpoint
+from gemma_doctor.errors import UsageError
 from gemma_doctor.kernels.guards.guarding import guard, unguard
 from gemma_doctor.verifications import MODALITIES, Modality
 from gemma_doctor.verify import machine
@@ -155,13 +156,24 @@ def main() -> None:
     arguments = parser.parse_args()
     bench = Bench(Measures(device=arguments.device), machine.find(arguments.device), 0)
     request = Request(length=arguments.seq_len, side=arguments.image_size)
+    rows: list[Row] = []
     with torch.no_grad(), machine.without_tf32(0):
-        rows = _compare(bench, (arguments.sick, arguments.mended), arguments.modality, request, arguments.budget)
-    text = "\n\n".join(_table(rows, modality) for modality in dict.fromkeys(row.modality for row in rows))
-    print(f"\n{machine.name(bench.device)}, torch {torch.__version__}\n\n{text}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-        arguments.out.with_suffix(".md").write_text(f"{text}\n")
+        for row in _compare(bench, (arguments.sick, arguments.mended), arguments.modality, request, arguments.budget):
+            print(f"{row.modality}: {row.cells()}", flush=True)
+            rows.append(row)
+            _write(rows, arguments.out)
+    print(f"\n{machine.name(bench.device)}, torch {torch.__version__}\n\n{_tables(rows)}")
+
+
+def _write(rows: Sequence[Row], out: Path | None) -> None:
+    """What is measured so far."""
+    if out is not None:
+        out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        out.with_suffix(".md").write_text(f"{_tables(rows)}\n")
+
+
+def _tables(rows: Sequence[Row]) -> str:
+    return "\n\n".join(_table(rows, modality) for modality in dict.fromkeys(row.modality for row in rows))
 
 
 def _table(rows: Sequence[Row], modality: str) -> str:
@@ -171,21 +183,18 @@ def _table(rows: Sequence[Row], modality: str) -> str:
 
 def _compare(
     bench: Bench, folders: tuple[Path, Path], modalities: Sequence[Modality] | None, request: Request, budget: float
-) -> list[Row]:
-    """Every way with every input; ways that share weights share a load."""
+) -> Iterator[Row]:
+    """Every way with every input; ways that share weights share a load. A way that fails is named and passed over."""
     sick, mended = (read_config(open_checkpoint(folder)) for folder in folders)
     wanted = modalities or [one for one in ("text", "image") if one in sick.modalities]
-    batches = [batch(sick, modality, request) for modality in wanted]
-    contest = Contest(bench, batches, budget)
-    rows: list[Row] = []
+    contest = Contest(bench, [batch(sick, modality, request) for modality in wanted], budget)
     for load in _loads(sick.config.model_type):
-        subject = mended if load[0].mended else sick
-        with _loaded(bench, subject, load[0].dtype) as model:
+        with _loaded(bench, mended if load[0].mended else sick, load[0].dtype) as model:
             for way in load:
-                for row in contest.rows(model, way):
-                    print(f"{row.modality}: {row.cells()}", flush=True)
-                    rows.append(row)
-    return rows
+                try:
+                    yield from contest.rows(model, way)
+                except (RuntimeError, UsageError) as error:
+                    print(f"{way.name} failed: {error}", flush=True)
 
 
 def _loads(family: str) -> tuple[tuple[Way, ...], ...]:
