@@ -19,6 +19,7 @@ from gemma_doctor import TensorInfo, doctor
 from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.errors import ChangedError
 from gemma_doctor.inspect import survey as room
+from gemma_doctor.inspect import units
 
 FILE = "model.safetensors"
 
@@ -68,7 +69,7 @@ class Meddler:
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint of many units, some time old; the folder of the file."""
-    monkeypatch.setattr(room, "UNIT_BYTES", 4096)
+    monkeypatch.setattr(units, "UNIT_BYTES", 4096)
     write(tmp_path, {f"{n}.weight": np.full((64, 64), 0.01, np.float32) for n in range(200)})
     os.utime(tmp_path / FILE, ns=(10**18, 10**18))
     return tmp_path
@@ -112,16 +113,16 @@ def test_a_file_that_changes_before_its_tied_head_is_compared(tmp_path: Path, mo
 WAITING = """
 import sys
 from gemma_doctor.cli import main
-from gemma_doctor.inspect import survey
-measure, calls = survey.measure, []
+from gemma_doctor.inspect import units
+measure, calls = units.measure, []
 def wait(*arguments):
     calls.append(1)
     if len(calls) == 3:
         print("mapped", flush=True)
         sys.stdin.readline()
     return measure(*arguments)
-survey.measure = wait
-survey.UNIT_BYTES = 1 << 16
+units.measure = wait
+units.UNIT_BYTES = 1 << 16
 sys.argv[0] = "gemma-doctor"
 main()
 """

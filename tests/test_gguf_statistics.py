@@ -16,7 +16,7 @@ from tensors import agree
 
 import gemma_doctor
 from gemma_doctor import Report, exit_code
-from gemma_doctor.inspect import survey as surveying
+from gemma_doctor.inspect import units as surveying
 from gemma_doctor.kernels import geometry, quantised
 from gemma_doctor.kernels.measure import measure
 from gemma_doctor.tensors import TensorStats

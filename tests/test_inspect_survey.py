@@ -16,7 +16,7 @@ from tensors import DTYPES, agree, item_size
 
 from gemma_doctor.checkpoint import Checkpoint, open_checkpoint
 from gemma_doctor.errors import ChangedError
-from gemma_doctor.inspect import survey as room
+from gemma_doctor.inspect import units as room
 from gemma_doctor.inspect.survey import Survey, survey
 from gemma_doctor.kernels import geometry
 from gemma_doctor.kernels.measure import measure
@@ -164,9 +164,9 @@ def test_few_units_are_under_way_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     drawn: list[str] = []
     pieces = room._pieces  # noqa: SLF001
 
-    def draw(tensor: TensorInfo) -> Iterator[object]:
+    def draw(tensor: TensorInfo, unit_bytes: int) -> Iterator[object]:
         drawn.append(tensor.name)
-        return pieces(tensor)
+        return pieces(tensor, unit_bytes)
 
     monkeypatch.setattr(room, "_pieces", draw)
     ahead: list[int] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("matplotlib", "pandas", "timm", "torch", "transformers")
+HEAVY = ("dask", "distributed", "matplotlib", "pandas", "timm", "torch", "transformers")
 CALL = """
 import contextlib, json, sys
 from gemma_doctor.cli import main

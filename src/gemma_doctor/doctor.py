@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -20,6 +21,7 @@ from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.errors import ChangedError, UsageError
 from gemma_doctor.examination import Examination, assemble
 from gemma_doctor.inspect import registry as scanning
+from gemma_doctor.inspect.crew import Crew, hire
 from gemma_doctor.inspect.suppression import Suppressions, set_aside
 from gemma_doctor.inspect.survey import survey
 from gemma_doctor.plans import Applied, Plan
@@ -63,6 +65,7 @@ class Options:
         target_dtype: The dtype that the weights are judged for.
         loader: The loader that the tensors must satisfy.
         jobs: Threads; None for one per core.
+        dask: Address of a Dask scheduler whose workers measure in place of threads.
         suppressions: Findings that the user has set aside.
     """
 
@@ -73,6 +76,7 @@ class Options:
     target_dtype: TargetDtype = "float16"
     loader: Loader = "transformers"
     jobs: int | None = None
+    dask: str | None = None
     suppressions: Suppressions = field(default_factory=Suppressions)
 
     def chooses(self, tensor: str) -> bool:
@@ -81,13 +85,21 @@ class Options:
         return included and not any(fnmatchcase(tensor, glob) for glob in self.exclude)
 
 
-def scan(source: str | os.PathLike[str], options: Options | None = None, progress: Progress | None = None) -> Report:
+def scan(
+    source: str | os.PathLike[str],
+    options: Options | None = None,
+    progress: Progress | None = None,
+    *,
+    executor: Executor | Crew | None = None,
+) -> Report:
     """Examines a checkpoint on disk: measures every selected tensor once and applies the rules.
 
     Args:
         source: A safetensors or GGUF file, a checkpoint folder or an index file.
         options: How to examine; the defaults judge everything for float16.
         progress: Who is told how far it is.
+        executor: Measures in place of threads of this process: any of ``concurrent.futures``, which the caller ends.
+            It is given four times ``options.jobs`` units ahead. The report is the same.
 
     Returns:
         The report. It says itself whether it is complete.
@@ -95,6 +107,7 @@ def scan(source: str | os.PathLike[str], options: Options | None = None, progres
     Raises:
         UsageError: If there is no such source, or nothing in it is selected.
         CheckpointError: If a file cannot be read, or changes meanwhile.
+        ClusterError: If the executor or the Dask cluster fails, or does not see the checkpoint as this process does.
     """
     options = options or Options()
     started = time.perf_counter()
@@ -104,7 +117,8 @@ def scan(source: str | os.PathLike[str], options: Options | None = None, progres
     unreachable = list(_unreachable(checkpoint, options))
     if not chosen and not unreachable and (checkpoint.tensors or checkpoint.unreachable):
         raise UsageError(f"no tensor of {checkpoint.uri} is selected; check --include and --exclude")
-    measured = survey(checkpoint, chosen, jobs=options.jobs, progress=progress)
+    with hire(executor, options.dask, options.jobs) as crew:
+        measured = survey(checkpoint, chosen, jobs=options.jobs, crew=crew, progress=progress)
     whole = len(chosen) == len(checkpoint.tensors)
     examination = _examination(checkpoint, measured.stats, options.target_dtype, options.loader, whole=whole)
     findings = [_advised(finding, checkpoint) for rule in rules for finding in rule.check(examination)]
@@ -135,6 +149,26 @@ def _advised(finding: Finding, checkpoint: Checkpoint) -> Finding:
     if finding.repair is None or checkpoint.format in find_pass(finding.repair.pass_name).formats:
         return finding
     return replace(finding, repair=None)
+
+
+def unread(source: str, options: Options, why: str) -> Report:
+    """The report on a source that could not be examined: incomplete, so that nothing takes it for a healthy one.
+
+    Args:
+        source: The source.
+        options: How it was to be examined.
+        why: The error's message.
+    """
+    return Report(
+        version=__version__,
+        source=Source(source, None, "safetensors", "generic", ()),
+        target_dtype=options.target_dtype,
+        loader=options.loader,
+        coverage=Coverage(1, 0, (Skipped("*", why),)),
+        findings=(),
+        tensors=(),
+        seconds=0.0,
+    )
 
 
 def _proof(examination: Examination) -> Proof | None:

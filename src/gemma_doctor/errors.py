@@ -10,6 +10,7 @@
     │   ├── HeaderError          a safetensors header breaks the format
     │   ├── IndexFileError       an index or config file cannot be read
     │   └── ChangedError         the file changed while it was read, or since the plan was made
+    ├── ClusterError             the workers that were to measure are missing, unfit or lost
     ├── OutputError              the output could not be written; nothing of it is left
     └── PreflightError           the weights of a model that is about to be trained are sick
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 __all__ = [
     "ChangedError",
     "CheckpointError",
+    "ClusterError",
     "DoctorError",
     "HeaderError",
     "IndexFileError",
@@ -63,6 +65,10 @@ class IndexFileError(CheckpointError):
 
 class ChangedError(CheckpointError):
     """A file changed while it was being read, or since a plan was made for it."""
+
+
+class ClusterError(DoctorError):
+    """The workers that were to measure are not there, do not fit, or were lost too often."""
 
 
 class OutputError(DoctorError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from gemma_doctor.cli.frame import OUTPUT, RUNNING, VERDICT, WHAT, Words, choice, option, words
+from gemma_doctor.errors import UsageError
 from gemma_doctor.records import FAIL_ON, LOADERS, TARGET_DTYPES, FailOn, Loader, TargetDtype
 from gemma_doctor.reports.documents import say
 
@@ -27,6 +28,7 @@ __all__ = [
     "ScanWanted",
     "Select",
     "SourceName",
+    "SourceNames",
     "Verdict",
     "Wanted",
     "settings_for",
@@ -34,6 +36,9 @@ __all__ = [
 
 SourceName: TypeAlias = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A .safetensors file or a checkpoint folder.")
+]
+SourceNames: TypeAlias = Annotated[
+    list[str], typer.Argument(metavar="SOURCE...", help="A .safetensors file or a checkpoint folder, or several.")
 ]
 Select: TypeAlias = Annotated[Words, option(WHAT, "RULE", "Run these rules only (id or prefix). Repeatable.")]
 Ignore: TypeAlias = Annotated[Words, option(WHAT, "RULE", "Leave these rules out; the longest prefix wins.")]
@@ -121,12 +126,22 @@ class ScanWanted(Wanted):
     Attributes:
         include: ``--include``.
         exclude: ``--exclude``.
+        dask: ``--dask``.
     """
 
     include: Annotated[Words, option(WHAT, "GLOB", "Measure only tensors of these names. Repeatable.")] = None
     exclude: Annotated[Words, option(WHAT, "GLOB", "Leave out tensors of these names. Repeatable.")] = None
+    dask: Annotated[
+        str | None, option(RUNNING, "ADDRESS", "Measure on the workers of a Dask scheduler, such as tcp://host:8786.")
+    ] = None
 
     def options(self, chosen: Settings) -> Options:
-        """The same for the doctor."""
+        """The same for the doctor.
+
+        Raises:
+            UsageError: If both threads of this process and a Dask cluster are asked for.
+        """
+        if self.jobs is not None and self.dask is not None:
+            raise UsageError("--jobs counts threads of this process, and --dask has workers: give one of them")
         whole = Wanted.options(self, chosen)
-        return replace(whole, include=tuple(self.include or ()), exclude=tuple(self.exclude or ()))
+        return replace(whole, dask=self.dask, include=tuple(self.include or ()), exclude=tuple(self.exclude or ()))

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from gemma_doctor.plans import Plan
     from gemma_doctor.reports.guide import RulePage
 
-__all__ = ["Documents", "Outputs", "Telling", "write_all"]
+__all__ = ["NAME", "Documents", "Outputs", "Telling", "texts", "write_all"]
+
+
+NAME = "{name}"
+"""What stands for a source's short name in the path of a document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,13 @@ class Outputs(Documents):
 
     json: Annotated[str | None, option(OUTPUT, "PATH", "Write the report as JSON; - is standard output.")] = None
 
+    def named(self, name: str) -> Outputs:
+        """The same, ``{name}`` in a path replaced by a source's short name."""
+        return replace(
+            self,
+            **{option.removeprefix("--"): target.replace(NAME, name) for option, target in self.targets.items()},
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Telling:
@@ -145,7 +156,7 @@ def write_all(
         picture: What people see on a console; None where the command shows it itself.
         others: Targets of other documents of the command, which may have standard output for themselves.
     """
-    for target, text in _texts(documents, report, telling):
+    for target, text in texts(documents, report, telling):
         write(target, text)
     if documents.plot is not None:
         from gemma_doctor.reports.plots import save_plot
@@ -158,8 +169,14 @@ def write_all(
         _annotate(report, telling)
 
 
-def _texts(documents: Documents, report: Report, telling: Telling) -> Iterator[tuple[str, str]]:
-    """Each document's target and its text, one after the other: a page of 20,000 tensors need not lie about."""
+def texts(documents: Documents, report: Report, telling: Telling) -> Iterator[tuple[str, str]]:
+    """Each document's target and its text, one after the other: a page of 20,000 tensors need not lie about.
+
+    Args:
+        documents: Which ones. A plot is no text.
+        report: What they show.
+        telling: What they say beside it.
+    """
     if isinstance(documents, Outputs) and documents.json is not None:
         from gemma_doctor.reports import machine
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gemma_doctor.catalog import AnyRule
     from gemma_doctor.doctor import Options, Progress
+    from gemma_doctor.inspect.crew import Crew
     from gemma_doctor.records import Report
 
 __all__ = ["MENDED", "applied", "examine", "next_commands", "progress", "spelled"]
@@ -20,12 +21,20 @@ MENDED = "mended"
 """What examples call the output of a repair."""
 
 
-def examine(source: str, options: Options, *, quiet: bool) -> Report:
-    """The report of a scan."""
+def examine(source: str, options: Options, *, quiet: bool, doing: str = "scanning", crew: Crew | None = None) -> Report:
+    """The report of a scan.
+
+    Args:
+        source: SOURCE as the user gave it.
+        options: How to examine.
+        quiet: Whether to show no progress.
+        doing: What the progress bar says.
+        crew: Who measures, if not who the options say.
+    """
     from gemma_doctor import doctor
 
-    with progress("scanning", quiet=quiet) as bar:
-        return doctor.scan(source, options, bar)
+    with progress(doing, quiet=quiet) as bar:
+        return doctor.scan(source, options, bar, executor=crew)
 
 
 def applied(options: Options, known: Sequence[AnyRule]) -> tuple[AnyRule, ...]:

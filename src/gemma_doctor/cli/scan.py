@@ -10,9 +10,11 @@ import typer
 
 from gemma_doctor.cli.frame import VERDICT, option
 from gemma_doctor.cli.groups import grouped
-from gemma_doctor.cli.options import Quiet, ScanWanted, SourceName, Verdict
+from gemma_doctor.cli.options import Quiet, ScanWanted, SourceNames, Verdict
 from gemma_doctor.cli.outputs import Outputs, Telling, write_all
 from gemma_doctor.cli.running import applied, examine, next_commands
+from gemma_doctor.cli.several import Round, short_names
+from gemma_doctor.errors import UsageError
 from gemma_doctor.reports.documents import check_target, write
 
 if TYPE_CHECKING:
@@ -29,9 +31,18 @@ EPILOG = """Examples:
   gemma-doctor scan gemma-3n-E2B-it/ --html report.html --plot weights.svg --quiet
   gemma-doctor scan model.safetensors --write-baseline known.json
   gemma-doctor scan model.safetensors --baseline known.json --json - | jq .summary
+  gemma-doctor scan models/*/ --quiet --json all.json --html 'report-{name}.html'
+  gemma-doctor scan /mnt/models/*/ --dask tcp://scheduler:8786
 
 Settings: the command line wins over --config FILE, that over gemma-doctor.toml beside the checkpoint, that over
 [tool.gemma-doctor] of the nearest pyproject.toml. Only the first of these files is read.
+
+Several SOURCES: a report for each, then a table; one that cannot be read does not stop the others. A path with
+{name} in it is written for each source. Without, --json is a list of reports, --sarif a log of several runs,
+--junit a document of several suites; --html and --plot need {name}. The exit code is the worst.
+
+--dask needs pip install 'gemma-doctor[dask]' here and the same gemma-doctor on every worker, and each worker
+must see the files under the path that they have here. Docs: docs/scale.md.
 
 In a GitHub workflow the findings are also annotations, and the step's summary holds the report.
 
@@ -41,7 +52,7 @@ tensor unmeasured, or measured none, exits with 2 whatever it found."""
 
 @grouped
 def command(  # noqa: PLR0913  # typer reads the options from the signature
-    source: SourceName,
+    sources: SourceNames,
     wanted: ScanWanted,
     verdict: Verdict,
     outputs: Outputs,
@@ -58,6 +69,13 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
     """
     outputs.check()
     check_target(write_baseline)
+    if len(sources) > 1:
+        _refuse_baseline(write_baseline)
+        several = Round(sources, wanted, verdict, outputs, quiet)
+        several.check()
+        raise typer.Exit(several.run())
+    (source,) = sources
+    outputs = outputs.named(short_names(sources)[0])
     chosen = verdict.settings(source)
     options = wanted.options(chosen)
     report = examine(source, options, quiet=quiet)
@@ -70,6 +88,16 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
     commands = tuple(next_commands(report, source, numbers=outputs.json is None))
     _show(report, outputs, Telling(source, applied(options, RULES), least, commands), quiet=quiet)
     raise typer.Exit(doctor.exit_code(report, least))
+
+
+def _refuse_baseline(target: Path | None) -> None:
+    """A baseline is of one checkpoint.
+
+    Raises:
+        UsageError: If one is to be written.
+    """
+    if target is not None:
+        raise UsageError("--write-baseline is of one SOURCE: scan them one by one")
 
 
 def _show(report: Report, outputs: Outputs, telling: Telling, *, quiet: bool) -> None:

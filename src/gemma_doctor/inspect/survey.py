@@ -1,33 +1,33 @@
-"""One pass over the bytes: from headers to ``{name: TensorStats}``, on as many threads as there are cores.
+"""One pass over the bytes: from headers to ``{name: TensorStats}``, on the threads of this process or on any executor.
 
-The work is cut into units of about ``UNIT_BYTES``: many small tensors, or a chunk of a large one. A unit's result
-does not depend on the others, and results merge exactly (see ``TensorStats``), so their order does not matter.
+The work is cut into units (:mod:`gemma_doctor.inspect.units`), of which a bounded number is under way at any moment.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeAlias
+from typing import TypeVar
 
 from gemma_doctor.checkpoint import Checkpoint, FileBytes
 from gemma_doctor.cores import cores
+from gemma_doctor.inspect import units
+from gemma_doctor.inspect.crew import Crew
+from gemma_doctor.inspect.units import Unit, cut, measure_unit
+from gemma_doctor.inspect.witness import Site, Witness
 from gemma_doctor.kernels.formats import why_unmeasured
-from gemma_doctor.kernels.geometry import Geometry
-from gemma_doctor.kernels.measure import measure
 from gemma_doctor.records import Progress, Skipped
 from gemma_doctor.tensors import TensorInfo, TensorStats
 
 __all__ = ["Survey", "survey"]
 
-UNIT_BYTES = 32 << 20
-"""Bytes that one task measures: long enough to hide its overhead, short enough for progress and balance."""
+Result = TypeVar("Result")
 
-PIECE_COST = 1 << 17
-"""What one more piece costs beside its bytes, in bytes measured meanwhile."""
+_AHEAD = 4  # units under way for each that is measured at one time: nobody waits, and results do not pile up
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,36 +43,12 @@ class Survey:
     skipped: tuple[Skipped, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A run of whole blocks of one tensor.
-
-    Attributes:
-        tensor: The tensor.
-        first: Index of its first element within the tensor.
-        start: Offset of its first byte in the file.
-        stop: Offset one past its last byte.
-    """
-
-    tensor: TensorInfo
-    first: int
-    start: int
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes to read."""
-        return self.stop - self.start
-
-
-Unit: TypeAlias = tuple[_Piece, ...]
-
-
 def survey(
     checkpoint: Checkpoint,
     tensors: Iterable[TensorInfo],
     *,
     jobs: int | None = None,
+    crew: Crew | None = None,
     progress: Progress | None = None,
 ) -> Survey:
     """Measures tensors to their last element.
@@ -80,12 +56,14 @@ def survey(
     Args:
         checkpoint: The checkpoint that holds them.
         tensors: Which ones.
-        jobs: Threads; None for one per core that this process may use.
+        jobs: Threads; None for one per core that this process may use. A crew has its own.
+        crew: Who measures, if not threads of this process. The result is the same.
         progress: Who is told how far it is.
 
     Raises:
         ChangedError: If a file changes meanwhile; nothing measured then counts.
         CheckpointError: If a file cannot be read.
+        ClusterError: If the crew fails.
     """
     tensors = list(tensors)
     skipped = [Skipped(t.name, why) for t in tensors if (why := why_unmeasured(t.dtype))]
@@ -94,9 +72,9 @@ def survey(
     stats = {tensor.name: TensorStats() for tensor in wanted}
     if progress:
         progress.start(sum(tensor.nbytes for tensor in wanted))
-    threads = jobs or cores()
-    with FileBytes(checkpoint) as files, ThreadPoolExecutor(threads) as pool:
-        for unit, results in _in_order(pool, files, _units(wanted), ahead=4 * threads):
+    measured = _by_threads(checkpoint, wanted, jobs or cores()) if crew is None else _by_crew(checkpoint, wanted, crew)
+    with closing(measured):
+        for unit, results in measured:
             for piece, part in zip(unit, results, strict=True):
                 known = stats[piece.tensor.name]
                 stats[piece.tensor.name] = known.merge(part) if known.count else part  # most have one piece
@@ -105,51 +83,46 @@ def survey(
     return Survey(stats, tuple(skipped))
 
 
-def _units(tensors: Iterable[TensorInfo]) -> Iterator[Unit]:
-    """The work, cut into units of about ``UNIT_BYTES``, in the order of the tensors."""
-    unit: list[_Piece] = []
-    size = 0
-    for tensor in tensors:
-        for piece in _pieces(tensor):
-            unit.append(piece)
-            size += piece.nbytes + PIECE_COST
-            if size >= UNIT_BYTES:
-                yield tuple(unit)
-                unit, size = [], 0
-    if unit:
-        yield tuple(unit)
+def _by_threads(
+    checkpoint: Checkpoint, wanted: list[TensorInfo], threads: int
+) -> Generator[tuple[Unit, list[TensorStats]], None, None]:
+    """Units and their records, in order, measured by threads of this process that share the open files."""
+    with FileBytes(checkpoint) as files, ThreadPoolExecutor(threads) as pool:
+        submit = lambda unit: pool.submit(measure_unit, files, unit)  # noqa: E731
+        yield from _in_order(submit, Future.result, cut(wanted, units.UNIT_BYTES), _AHEAD * threads)
 
 
-def _pieces(tensor: TensorInfo) -> Iterator[_Piece]:
-    """One tensor, cut at the edges of its blocks; nothing for an empty one."""
-    geometry = Geometry.of(tensor.shape)
-    if 0 < tensor.nbytes <= UNIT_BYTES and not geometry.long_rows:
-        yield _Piece(tensor, 0, tensor.start, tensor.stop)
-        return
-    # An edge is a whole number of bytes, quantised or not.
-    numel, nbytes = max(1, tensor.numel), max(1, tensor.nbytes)
-    for first, stop in geometry.edges(UNIT_BYTES * numel // nbytes):
-        begin, end = (tensor.start + element * tensor.nbytes // numel for element in (first, stop))
-        yield _Piece(tensor, first, begin, end)
+def _by_crew(
+    checkpoint: Checkpoint, wanted: list[TensorInfo], crew: Crew
+) -> Generator[tuple[Unit, list[TensorStats]], None, None]:
+    """The same, measured by a crew that opens the files itself; they are held open here to see them change."""
+    site = Site.of(checkpoint, (tensor.file for tensor in wanted if tensor.nbytes))
+    with FileBytes(checkpoint) as files:
+        for file in site.headers:
+            files.descriptor(file)
+        witness = Witness(site)
+        crew.admit(site)
+        work = cut(wanted, crew.unit_bytes(sum(tensor.nbytes for tensor in wanted)))
+        submit = lambda unit: crew.submit(site.for_unit(unit), unit)  # noqa: E731
+        for unit, measured in _in_order(submit, crew.wait, work, _AHEAD * crew.width):
+            witness.hear(measured.seen)
+            yield unit, measured.parts
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, files: FileBytes, units: Iterator[Unit], ahead: int
-) -> Iterator[tuple[Unit, list[TensorStats]]]:
-    """Measures units on the pool and yields their results in order; at most ``ahead`` are under way."""
-    under_way = deque((unit, pool.submit(_measure, files, unit)) for unit in islice(units, ahead))
-    while under_way:
-        unit, future = under_way.popleft()
-        result = future.result()
-        under_way.extend((unit, pool.submit(_measure, files, unit)) for unit in islice(units, 1))
-        yield unit, result
-
-
-def _measure(files: FileBytes, unit: Unit) -> list[TensorStats]:
-    """The records of a unit's pieces."""
-    return [_measure_piece(files, piece) for piece in unit]
-
-
-def _measure_piece(files: FileBytes, piece: _Piece) -> TensorStats:
-    tensor = piece.tensor
-    return measure(files.read(tensor.file, piece.start, piece.stop), tensor.dtype, tensor.shape, piece.first)
+    submit: Callable[[Unit], Future[Result]],
+    wait: Callable[[Future[Result]], Result],
+    work: Iterator[Unit],
+    ahead: int,
+) -> Iterator[tuple[Unit, Result]]:
+    """Hands units out and yields their results in order; at most ``ahead`` are under way, and none after an error."""
+    under_way = deque((unit, submit(unit)) for unit in islice(work, ahead))
+    try:
+        while under_way:
+            unit, future = under_way.popleft()
+            result = wait(future)
+            under_way.extend((unit, submit(unit)) for unit in islice(work, 1))
+            yield unit, result
+    finally:
+        for _, future in under_way:
+            future.cancel()
