@@ -151,7 +151,7 @@ def test_tensors_are_chosen_by_globs(model: Path) -> None:
 def test_every_option_reaches_the_doctor(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, doctor.Options]] = []
 
-    def scan(source: str, options: doctor.Options, _progress: object) -> Report:
+    def scan(source: str, options: doctor.Options, _progress: object, **_more: object) -> Report:
         seen.append((source, options))
         return report()
 

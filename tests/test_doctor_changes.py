@@ -89,7 +89,7 @@ def test_the_command_exits_with_2_and_one_line(
 ) -> None:
     scan = doctor.scan
     meddler = Meddler(change, model / FILE)
-    monkeypatch.setattr(doctor, "scan", lambda source, options, _: scan(source, options, meddler))
+    monkeypatch.setattr(doctor, "scan", lambda source, options, _, **__: scan(source, options, meddler))
     done = call("scan", model, "--fail-on", "never")
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert done.err.startswith(f"gemma-doctor: {FILE}: the file ")

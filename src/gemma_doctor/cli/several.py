@@ -101,7 +101,7 @@ class Round:
             options, least = replace(self.wanted.options(chosen), dask=None), self.verdict.least(chosen)
             return options, least, examine(source, options, quiet=self.quiet, doing=doing, crew=crew)
         except (DoctorError, OSError) as error:
-            say(f"gemma-doctor: {source}: {error}")
+            say(f"gemma-doctor: {error}" if str(error).startswith(source) else f"gemma-doctor: {source}: {error}")
             return options, least, doctor.unread(source, options, str(error))
 
     def _show(self, report: Report, name: str, telling: Telling) -> None:

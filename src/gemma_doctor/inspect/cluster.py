@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
+from pkgutil import resolve_name
 from typing import Any
 
 from distributed import Client, KilledWorker, get_worker
@@ -100,8 +101,8 @@ class DaskCrew(Crew):
                 f"the Dask scheduler at {self._address} has no workers, and none came within {PATIENCE_S} s. Start "
                 f"some: dask worker {self._address}"
             ) from None
-        versions = self._client.get_versions(packages=["gemma_doctor"])["workers"]
-        found = {address: worker["packages"].get("gemma_doctor") for address, worker in versions.items()}
+        # A function of the standard library: workers without gemma-doctor have it, too.
+        found = self._client.run(resolve_name, "gemma_doctor.version:__version__", on_error="return")
         self._refuse({address: _other_version(its) for address, its in found.items() if its != __version__})
 
     def admit(self, site: Site) -> None:
@@ -138,7 +139,7 @@ class DaskCrew(Crew):
         except CancelledError:
             raise ClusterError(f"the Dask scheduler at {self._address} was lost. Start it again; scan again.") from None
         except ModuleNotFoundError as error:
-            raise ClusterError(f"a Dask worker that came later {_other_version(None)} ({error})") from None
+            raise ClusterError(f"a Dask worker that came later {_other_version(error)}") from None
 
     def _refuse_desertion(self) -> None:
         """An error if there has been no worker for long."""
@@ -153,10 +154,10 @@ class DaskCrew(Crew):
     def _refuse(self, faults: dict[str, str]) -> None:
         """An error that names the first of some workers, and says how many there are."""
         for address in sorted(faults):
-            more = f" ({len(faults) - 1:,} more workers cannot be used either)" if len(faults) > 1 else ""
+            more = f" ({len(faults) - 1:,} more cannot be used either)" if len(faults) > 1 else ""
             raise ClusterError(f"the Dask worker {address} {faults[address]}{more}")
 
 
-def _other_version(version: str | None) -> str:
-    has = f"runs gemma-doctor {version}" if version else "has no gemma-doctor"
+def _other_version(found: str | Exception) -> str:
+    has = f"runs gemma-doctor {found}" if isinstance(found, str) else f"has no gemma-doctor ({found})"
     return f"{has}, and this is {__version__}. Install it there: pip install gemma-doctor=={__version__}"

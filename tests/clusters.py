@@ -1,0 +1,78 @@
+"""Dask clusters of real processes on this machine, and what tests plant in their workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster
+
+__all__ = ["another_version", "cluster_of", "forget_gemma_doctor", "holders", "kill", "slow_down"]
+
+dask.config.set({"distributed.worker.multiprocessing-method": "spawn"})
+
+
+@contextmanager
+def cluster_of(workers: int) -> Iterator[Any]:  # distributed is not seen by the checker
+    """A cluster of single-threaded worker processes, each with a nanny that starts it again."""
+    with LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address="127.0.0.1:0",
+        silence_logs=60,
+    ) as cluster:
+        yield cluster
+
+
+def in_workers(address: str, function: Any, *arguments: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What each worker returns."""
+    with Client(address, set_as_default=False) as client:
+        answers: dict[str, Any] = client.run(function, *arguments)
+        return answers
+
+
+def slow_down(seconds: float) -> None:
+    """In a worker: every piece takes so much longer."""
+    from gemma_doctor.inspect import survey, units, witness  # noqa: PLC0415  # the worker's
+
+    fast = units.measure_unit
+
+    def slow(files: Any, unit: units.Unit) -> Any:  # noqa: ANN401
+        time.sleep(seconds * len(unit))
+        return fast(files, unit)
+
+    witness.measure_unit = survey.measure_unit = slow  # type: ignore[attr-defined]  # who calls it here, or there
+
+
+def another_version() -> None:
+    """In a worker: it runs another version."""
+    from gemma_doctor import version  # noqa: PLC0415  # the worker's
+
+    version.__version__ = "0.0.1"
+
+
+def forget_gemma_doctor() -> None:
+    """In a worker: it has none."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gemma_doctor"]:
+        del sys.modules[name]
+    sys.modules["gemma_doctor"] = None  # type: ignore[assignment]  # what Python takes for "there is none"
+
+
+def holders(client: Any) -> list[str]:  # noqa: ANN401
+    """Addresses of the workers that compute something at this moment."""
+    return [address for address, keys in client.processing().items() if keys]
+
+
+def kill(pid: int) -> None:
+    """End a process at once, and wait until it has."""
+    os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text("utf-8"):
+        time.sleep(0.01)
