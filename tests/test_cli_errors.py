@@ -69,7 +69,7 @@ def test_the_same_holds_in_a_process_of_its_own() -> None:
 
 
 def test_a_fault_of_the_program_is_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> NoReturn:
+    def broken(*_: object, **__: object) -> NoReturn:
         raise ZeroDivisionError
 
     monkeypatch.setattr(doctor, "scan", broken)
@@ -80,7 +80,7 @@ def test_a_fault_of_the_program_is_no_finding(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_the_system_refuses_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object) -> NoReturn:
+    def refused(*_: object, **__: object) -> NoReturn:
         raise PermissionError(13, "Permission denied", "model.safetensors")
 
     monkeypatch.setattr(doctor, "scan", refused)
@@ -90,7 +90,7 @@ def test_what_the_system_refuses_is_said_in_one_line(tmp_path: Path, monkeypatch
 
 
 def test_an_interrupt_exits_with_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> NoReturn:
+    def interrupted(*_: object, **__: object) -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(doctor, "scan", interrupted)
@@ -101,7 +101,7 @@ def test_an_interrupt_exits_with_130(tmp_path: Path, monkeypatch: pytest.MonkeyP
 LONG_REPORT = """
 import resource, sys
 from gemma_doctor import doctor
-def scan(*_):
+def scan(*_, **__):
     resource.setrlimit(resource.RLIMIT_FSIZE, ({disk}, resource.RLIM_INFINITY))
     sys.path.insert(0, {tests!r})
     from sample_reports import finding, report

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,18 +60,25 @@ def timeless(report: Report) -> Report:
 class Reaper(Watcher):
     """Kills, at its third step, a worker that computes at that moment."""
 
-    address: str = ""
+    client: Any = None
+    pids: dict[str, int] = field(default_factory=dict)
     killed: list[int] = field(default_factory=list)
 
     def advance(self, nbytes: int) -> None:
         """Count, and kill once."""
         Watcher.advance(self, nbytes)
         if len(self.steps) == 3:
-            with Client(self.address, set_as_default=False) as client:
-                pids = client.run(os.getpid)
-                victim = clusters.holders(client)[0]
-                clusters.kill(pids[victim])
-                self.killed.append(pids[victim])
+            victim = clusters.holders(self.client)[0]
+            clusters.kill(self.pids[victim])
+            self.killed.append(self.pids[victim])
+
+
+@contextmanager
+def reaping(address: str, seconds: float) -> Iterator[Reaper]:
+    """A reaper, and workers that take so long for every piece."""
+    clusters.in_workers(address, clusters.slow_down, seconds)
+    with Client(address, set_as_default=False) as client:
+        yield Reaper(client=client, pids=client.run(os.getpid))
 
 
 @pytest.mark.parametrize("unit_bytes", [1 << 14, 1 << 20])
@@ -93,9 +101,8 @@ def test_the_executor_of_a_client_will_do(scheduler: str, model: Path) -> None:
 def test_a_worker_killed_with_work_in_its_hands_loses_nothing(model: Path) -> None:
     with clusters.cluster_of(2) as cluster:
         address = cluster.scheduler_address
-        clusters.in_workers(address, clusters.slow_down, 0.02)
-        reaper = Reaper(address=address)
-        found = gemma_doctor.scan(model, Options(dask=address), reaper)
+        with reaping(address, 0.05) as reaper:
+            found = gemma_doctor.scan(model, Options(dask=address), reaper)
         assert len(reaper.killed) == 1
         assert reaper.killed[0] not in clusters.in_workers(address, os.getpid).values()
     assert timeless(found) == timeless(gemma_doctor.scan(model))
@@ -104,9 +111,9 @@ def test_a_worker_killed_with_work_in_its_hands_loses_nothing(model: Path) -> No
 
 def test_workers_that_die_again_and_again_are_an_error(model: Path) -> None:
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}), clusters.cluster_of(1) as cluster:
-        clusters.in_workers(cluster.scheduler_address, clusters.slow_down, 0.05)
-        with pytest.raises(ClusterError, match=r"^1 Dask workers died of the same .* the last of them tcp://127"):
-            gemma_doctor.scan(model, Options(dask=cluster.scheduler_address), Reaper(address=cluster.scheduler_address))
+        words = r"^1 Dask workers died of the same .* the last of them tcp://127"
+        with reaping(cluster.scheduler_address, 0.05) as reaper, pytest.raises(ClusterError, match=words):
+            gemma_doctor.scan(model, Options(dask=cluster.scheduler_address), reaper)
 
 
 def test_a_cluster_that_loses_all_its_workers_is_given_up(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
