@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_doctor.architectures import identify
+from gemma_doctor.architectures import FAMILIES, identify
 from gemma_doctor.errors import IndexFileError
 
 TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 32, "num_kv_shared_layers": 0}
@@ -45,6 +45,15 @@ def test_unknown_or_absent_is_generic(config: dict[str, Any] | None) -> None:
         ({"architectures": ["Gemma3nForCausalLM"]}, "gemma3n", "model.embed_tokens.weight"),
         ({"model_type": "gemma3n_text"}, "gemma3n", "model.embed_tokens.weight"),
         ({"model_type": "gemma3n"}, "gemma3n", "model.language_model.embed_tokens.weight"),
+        ({"model_type": "gemma"}, "gemma", "model.embed_tokens.weight"),
+        ({"architectures": ["Gemma2Model"]}, "gemma2", "embed_tokens.weight"),
+        ({"model_type": "gemma4"}, "gemma4", "model.language_model.embed_tokens.weight"),
+        ({"model_type": "gemma4_text"}, "gemma4", "model.embed_tokens.weight"),
+        ({"architectures": ["MyLlamaForCausalLM"], "model_type": "llama"}, "llama", "model.embed_tokens.weight"),
+        ({"model_type": "paligemma"}, "paligemma", "language_model.model.embed_tokens.weight"),
+        ({"model_type": "qwen2"}, "qwen2", "model.embed_tokens.weight"),
+        ({"model_type": "qwen3"}, "qwen3", "model.embed_tokens.weight"),
+        ({"architectures": ["T5EncoderModel"]}, "t5", "shared.weight"),
     ],
 )
 def test_architectures_decide_before_model_type(config: dict[str, Any], family: str, embedding: str) -> None:
@@ -115,6 +124,19 @@ def test_quantised_weights_are_generic() -> None:
         ({"model_type": "gemma3n_text", "layer_types": ["full_attention"]}, ["layer_types", "1 items", "35"]),
         ({"model_type": "gemma3n_text", "num_kv_shared_layers": 35}, ["num_kv_shared_layers", "35", "0 to 34"]),
         ({"model_type": "gemma3n_text", "num_kv_shared_layers": 31}, ["num_kv_shared_layers", "'full_attention'"]),
+        ({"model_type": "gemma4_text", "num_kv_shared_layers": 25}, ["num_kv_shared_layers", "'full_attention'"]),
+        ({"model_type": "gemma4_text", "layer_types": []}, ["layer_types", "0 items", "30"]),
+        ({"model_type": "gemma4_text", "per_layer_config": {"5": 1}}, ["per_layer_config.5", "an object"]),
+        (
+            {"model_type": "gemma4", "audio_config": {"hidden_size": 4}},
+            ["audio_config.hidden_size", "num_attention_heads, 8"],
+        ),
+        (
+            {"model_type": "gemma4", "audio_config": {"subsampling_conv_channels": [3, 1]}},
+            ["audio_config.subsampling_conv_channels", "at least 4 and 1"],
+        ),
+        ({"model_type": "llama", "hidden_size": 8}, ["head_dim", "0", "1 to 16777216"]),
+        ({"model_type": "t5", "feed_forward_proj": 1}, ["feed_forward_proj", "a string"]),
         ({"model_type": "gemma3n_text", "intermediate_size": [1, 2]}, ["intermediate_size", "35 integers"]),
         ({"model_type": "gemma3n_text", "intermediate_size": [1] * 10**6}, ["intermediate_size", "1000000 items"]),
         ({"model_type": "gemma3n", "vision_config": {"model_args": 1}}, ["vision_config.model_args", "an object"]),
@@ -162,7 +184,43 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=6,
 )
+GEMMA4: dict[str, Any] = {
+    "model_type": "gemma4",
+    "text_config": {
+        "num_hidden_layers": 6,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+        "per_layer_config": {"2": {"head_dim": 32}},
+        "enable_moe_block": True,
+        "num_experts": 4,
+    },
+    "vision_config": {"num_hidden_layers": 1, "use_clipped_linears": True, "standardize": True},
+    "audio_config": {"num_hidden_layers": 1, "subsampling_conv_channels": [16, 8]},
+}
+PALIGEMMA: dict[str, Any] = {
+    "model_type": "paligemma",
+    "text_config": {"model_type": "gemma2", "num_hidden_layers": 1},
+    "vision_config": {"hidden_size": 32, "num_hidden_layers": 1},
+    "projection_dim": 16,
+}
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 1,
+    "head_dim": 8,
+    "mlp_bias": True,
+    "attention_bias": False,
+}
+T5: dict[str, Any] = {
+    "architectures": ["T5Model"],
+    "num_layers": 1,
+    "num_decoder_layers": 1,
+    "feed_forward_proj": "relu",
+}
 CONFIGS = (
+    GEMMA4,
+    PALIGEMMA,
+    LLAMA,
+    T5,
     checkpoints.tiny_gemma3_config(),
     checkpoints.tiny_gemma3_multimodal_config(),
     checkpoints.tiny_gemma3n_config(),
@@ -210,4 +268,4 @@ def test_any_object_gives_a_model_or_one_sentence(config: dict[str, Any]) -> Non
     except IndexFileError as error:
         assert str(error).startswith("config.json: ")  # noqa: PT017
     else:
-        assert model.family in {"generic", "gemma3", "gemma3n"}
+        assert model.family == "generic" or any(model.family in family.model_types for family in FAMILIES)

@@ -9,14 +9,37 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gemma_doctor.architectures import gemma3, gemma3n, generic
+from gemma_doctor.architectures import (
+    gemma,
+    gemma2,
+    gemma3,
+    gemma3n,
+    gemma4,
+    generic,
+    llama,
+    paligemma,
+    qwen2,
+    qwen3,
+    t5,
+)
 from gemma_doctor.architectures.base import Family, KeyLayout, Model
 from gemma_doctor.architectures.config import Section
 from gemma_doctor.architectures.limits import output_limit
 
 __all__ = ["FAMILIES", "Family", "KeyLayout", "Model", "detect_layout", "identify", "output_limit"]
 
-FAMILIES: tuple[Family, ...] = (gemma3.FAMILY, gemma3n.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    gemma.FAMILY,
+    gemma2.FAMILY,
+    gemma3.FAMILY,
+    gemma3n.FAMILY,
+    gemma4.FAMILY,
+    llama.FAMILY,
+    paligemma.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+    t5.FAMILY,
+)
 """Every family that is known; whatever none of them claims is generic."""
 
 

@@ -50,16 +50,21 @@ class Expected:
         role: What it does.
         module: Class of the module that owns it, such as ``"Conv2d"``.
         need: Whether, and when, it may be absent.
-        rows: What the first axis runs over: output channels, or input channels where the product is ``x @ W``.
+        rows: What the first axis runs over: output channels, input channels where the product is ``x @ W``, or
+            the experts of a mixture.
         plus_one: Whether the module multiplies by 1 + this gain, so that zeros are its neutral element.
+        wide: Whether transformers keeps it in float32 on purpose where the rest is float16.
+        bound: Whether it is a clamp's bound, for which infinity means that there is none.
     """
 
     shape: tuple[int, ...]
     role: Role
     module: str
     need: Need = "required"
-    rows: Literal["outputs", "inputs"] = "outputs"
+    rows: Literal["outputs", "inputs", "experts"] = "outputs"
     plus_one: bool = False
+    wide: bool = False
+    bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from gemma_doctor.architectures.base import Expected, Family, KeyLayout, Model, Value
 from gemma_doctor.architectures.config import Section, config_dtype
+from gemma_doctor.architectures.decoders import SANDWICH_NORMS, Form, decoder
+from gemma_doctor.architectures.decoders import tied as is_tied
 from gemma_doctor.architectures.expressions import AfterNorm, Input, Linear, Unbounded
 from gemma_doctor.architectures.gemma3_ranges import STREAM, Decoder, ranges
 from gemma_doctor.architectures.generic import guess_role
 from gemma_doctor.architectures.ledger import Ledger
-from gemma_doctor.architectures.pieces import Tensors, embedding, linear, rms_norm, tied_head
-from gemma_doctor.architectures.siglip import hidden_size, patch_conv, siglip, siglip_values
+from gemma_doctor.architectures.pieces import Tensors, rms_norm
+from gemma_doctor.architectures.siglip import hidden_size, patch_conv, siglip, siglip_layouts, siglip_values
 
 __all__ = ["FAMILY"]
 
@@ -21,38 +23,28 @@ _MULTIMODAL = frozenset({"Gemma3ForConditionalGeneration", "Gemma3Model", "Gemma
 _TEXT = frozenset({"Gemma3ForCausalLM", "Gemma3TextForSequenceClassification"})
 _BARE = "Gemma3TextModel"
 
-_LANGUAGE, _TOWER, _PROJECTOR = "language_model.model.", "vision_tower.vision_model.", "multi_modal_projector."
-_HEAD = ("lm_head.", "language_model.lm_head.")
+_FORM = Form(
+    family="gemma3",
+    stem="Gemma3",
+    norm="Gemma3RMSNorm",
+    table="Gemma3TextScaledWordEmbedding",
+    rows=262_208,
+    width=2304,
+    inner=9216,
+    layers=26,
+    heads=8,
+    groups=4,
+    head=256,
+    tied=True,
+    norms=SANDWICH_NORMS,
+    plus_one=True,
+    head_norms=True,
+)
 
-# Which transformers finds which names was tried with 4.53.3 and 5.23.0: a missing name is initialised at random,
-# with no more than a warning. llama.cpp: Gemma3VisionModel in convert_hf_to_gguf.py keeps vision_tower.* only.
-_MULTIMODAL_LAYOUTS = (
-    KeyLayout("Gemma 3 multimodal, as on the Hub", (_HEAD,)),
-    KeyLayout(
-        "Gemma 3 multimodal, state dict of transformers 4.52 and later",
-        (
-            ("model.vision_tower.vision_model.", _TOWER),
-            ("model.multi_modal_projector.", _PROJECTOR),
-            ("model.language_model.", _LANGUAGE),
-            _HEAD,
-        ),
-        stale="transformers before 4.52 and llama.cpp's converter, which skips model.vision_tower.*",
-    ),
-    KeyLayout(
-        "Gemma 3 multimodal, saved by transformers 5 from a fresh config",
-        (("vision_tower.", _TOWER), _HEAD),
-        stale="transformers 4.53, which looks for vision_tower.vision_model.*",
-    ),
-    KeyLayout(
-        "Gemma 3 multimodal, state dict of transformers 5",
-        (
-            ("model.multi_modal_projector.", _PROJECTOR),
-            ("model.language_model.", _LANGUAGE),
-            ("model.vision_tower.", _TOWER),
-            _HEAD,
-        ),
-        stale="transformers 4.53, which looks for vision_tower.vision_model.*",
-    ),
+_LANGUAGE, _TOWER, _PROJECTOR = "language_model.model.", "vision_tower.vision_model.", "multi_modal_projector."
+
+_MULTIMODAL_LAYOUTS = siglip_layouts(
+    "Gemma 3 multimodal", " and llama.cpp's converter, which skips model.vision_tower.*"
 )
 _TEXT_LAYOUTS = (
     KeyLayout("Gemma 3 text, as on the Hub", ()),
@@ -102,7 +94,7 @@ FAMILY = Family(
 def _text_model(config: Section, prefix: str, layouts: tuple[KeyLayout, ...]) -> Model:
     text = config.child("text_config") if "text_config" in config.values else config
     head = "lm_head" if prefix else None
-    tensors, tied = _text(prefix, head, text, tied=_is_tied(config, text))
+    tensors, tied = _text(prefix, head, text, tied=is_tied(config, text, default=_FORM.tied))
     classifier = _classifier(config)
     values, rescalings = ranges(Decoder(prefix, text, None if classifier else head, tied is not None))
     return Model(
@@ -120,7 +112,7 @@ def _text_model(config: Section, prefix: str, layouts: tuple[KeyLayout, ...]) ->
 def _multimodal_model(config: Section) -> Model:
     text, vision = config.child("text_config"), config.child("vision_config")
     head = "language_model.lm_head"
-    tensors, tied = _text(_LANGUAGE, head, text, tied=_is_tied(config, text))
+    tensors, tied = _text(_LANGUAGE, head, text, tied=is_tied(config, text, default=_FORM.tied))
     tensors |= siglip(_TOWER, vision) | _projector(text, vision)
     seen, image = _image_values(vision)
     classifier = _classifier(config)
@@ -164,57 +156,17 @@ def _image_values(vision: Section) -> tuple[tuple[Value, ...], Input]:
     return (*values, *ledger.values), soft
 
 
-def _is_tied(config: Section, text: Section) -> bool:
-    """Whether the head is the embedding: transformers 5 asks the top level, 4 the text section."""
-    return config.flag("tie_word_embeddings", default=text.flag("tie_word_embeddings", default=True))
-
-
 def _text(prefix: str, head: str | None, text: Section, *, tied: bool) -> tuple[Tensors, tuple[str, str] | None]:
     """The decoder's tensors, and (head, embedding) where they are tied."""
-    width, rows = text.extent("hidden_size", 2304), text.extent("vocab_size", 262_208)
-    tensors = embedding(f"{prefix}embed_tokens", rows, width, "Gemma3TextScaledWordEmbedding")
-    for layer in range(text.repeats("num_hidden_layers", 26)):
-        tensors |= _layer(f"{prefix}layers.{layer}.", text, width)
-    tensors |= _norm(f"{prefix}norm", width)
-    if head is None:
-        return tensors, None
-    tensors |= tied_head(head, rows, width, tied=tied)
-    return tensors, (f"{head}.weight", f"{prefix}embed_tokens.weight") if tied else None
-
-
-def _layer(prefix: str, text: Section, width: int) -> Tensors:
-    inner = text.extent("intermediate_size", 9216)
-    tensors = _norm(f"{prefix}input_layernorm", width) | _attention(f"{prefix}self_attn.", text, width)
-    for norm in ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"):
-        tensors |= _norm(f"{prefix}{norm}", width)
-    tensors |= linear(f"{prefix}mlp.gate_proj", inner, width) | linear(f"{prefix}mlp.up_proj", inner, width)
-    return tensors | linear(f"{prefix}mlp.down_proj", width, inner)
-
-
-def _attention(prefix: str, text: Section, width: int) -> Tensors:
-    head, bias = text.extent("head_dim", 256), text.flag("attention_bias", default=False)
-    queries = text.repeats("num_attention_heads", 8) * head
-    values = text.repeats("num_key_value_heads", 4) * head
-    return {
-        **linear(f"{prefix}q_proj", queries, width, bias=bias),
-        **linear(f"{prefix}k_proj", values, width, bias=bias),
-        **linear(f"{prefix}v_proj", values, width, bias=bias),
-        **linear(f"{prefix}o_proj", width, queries, bias=bias),
-        **_norm(f"{prefix}q_norm", head),
-        **_norm(f"{prefix}k_norm", head),
-    }
+    tensors = decoder(_FORM, prefix, text, head, tied=tied)
+    return tensors, (f"{head}.weight", f"{prefix}embed_tokens.weight") if tied and head else None
 
 
 def _projector(text: Section, vision: Section) -> Tensors:
     channels = hidden_size(vision)
-    shape = (channels, text.extent("hidden_size", 2304))
+    shape = (channels, text.extent("hidden_size", _FORM.width))
     weight = Expected(shape, "linear", "Gemma3MultiModalProjector", rows="inputs")
     return {
         f"{_PROJECTOR}mm_input_projection_weight": weight,
-        **_norm(f"{_PROJECTOR}mm_soft_emb_norm", channels),
+        **rms_norm(f"{_PROJECTOR}mm_soft_emb_norm", channels, _FORM.norm, plus_one=True),
     }
-
-
-def _norm(module: str, channels: int) -> Tensors:
-    """Gemma 3's RMS norm, which multiplies by 1 + w."""
-    return rms_norm(module, channels, "Gemma3RMSNorm", plus_one=True)

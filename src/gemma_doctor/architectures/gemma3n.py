@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from gemma_doctor.architectures import gemma3n_audio
 from gemma_doctor.architectures.base import Expected, Family, KeyLayout, Model, Need, SharedKV, Value
 from gemma_doctor.architectures.config import Section, config_dtype
+from gemma_doctor.architectures.decoders import kv_donors, tied
 from gemma_doctor.architectures.expressions import AfterNorm, Either, Input, Row, Times, Unbounded
 from gemma_doctor.architectures.gemma3n_ranges import Decoder, ranges
 from gemma_doctor.architectures.generic import guess_role
 from gemma_doctor.architectures.ledger import Ledger
 from gemma_doctor.architectures.limits import SQUARE_LIMIT
 from gemma_doctor.architectures.mobilenetv5 import mobilenetv5
-from gemma_doctor.architectures.pieces import Tensors, embedding, linear, rms_norm, tied_head
+from gemma_doctor.architectures.pieces import Tensors, embedding, gated, linear, rms_norm, tied_head
 
 __all__ = ["FAMILY"]
 
@@ -148,18 +149,18 @@ def _text_model(prefix: str, config: Section, text: Section, soft: tuple[Input, 
     rows = text.extent("vocab_size", 262_400)
     known_rows = text.extent("vocab_size_per_layer_input", 262_144)
     table = f"{prefix}embed_tokens.weight"
-    tied = config.flag("tie_word_embeddings", default=text.flag("tie_word_embeddings", default=True))
-    values, rescalings = ranges(Decoder(prefix, text, len(shape.inner), shape.donors, tied, soft))
+    is_tied = tied(config, text, default=True)
+    values, rescalings = ranges(Decoder(prefix, text, len(shape.inner), shape.donors, is_tied, soft))
     return Model(
         family="gemma3n",
         role=guess_role,
         dtype=config_dtype(config, text),
         expected={
             **_decoder(prefix, text, shape, rows, known_rows),
-            **tied_head("lm_head", rows, shape.width, tied=tied),
+            **tied_head("lm_head", rows, shape.width, tied=is_tied),
         },
         shared_kv=_shared_kv(prefix, text, shape),
-        tied_head=("lm_head.weight", table) if tied else None,
+        tied_head=("lm_head.weight", table) if is_tied else None,
         # rows for image and audio tokens, which have tables of their own, are copies of the pad token's
         pad_rows={table: (known_rows, rows)} if known_rows < rows else {},
         layouts=_TEXT_LAYOUTS,
@@ -180,18 +181,13 @@ def _shape(text: Section) -> _Shape:
 
 
 def _donors(text: Section, layers: int) -> dict[int, int]:
-    """For every layer that shares KV the last one before them with the same kind of attention."""
+    """Which layers share KV, and with which one: every fifth attends to everything, by default."""
     kinds = text.texts("layer_types")
     if kinds is None:
         kinds = tuple("full_attention" if layer % 5 == 4 else "sliding_attention" for layer in range(layers))  # noqa: PLR2004
     if len(kinds) != layers:
         text.refuse("layer_types", kinds, f"a list of num_hidden_layers, {layers}, strings")
-    first_shared = layers - text.integer("num_kv_shared_layers", 15, 0, layers - 1)
-    last = {kind: layer for layer, kind in enumerate(kinds[:first_shared])}
-    orphan = next((kind for kind in kinds[first_shared:] if kind not in last), None)
-    if orphan is not None:
-        text.refuse("num_kv_shared_layers", layers - first_shared, f"so few that a layer of {orphan!r} does not share")
-    return {layer: last[kinds[layer]] for layer in range(first_shared, layers)}
+    return kv_donors(text, kinds, 15)
 
 
 def _decoder(prefix: str, text: Section, shape: _Shape, rows: int, known_rows: int) -> Tensors:
@@ -215,8 +211,7 @@ def _layer(prefix: str, text: Section, shape: _Shape, layer: int) -> Tensors:
     tensors = _attention(f"{prefix}self_attn.", text, width, need)
     for norm in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
         tensors |= rms_norm(f"{prefix}{norm}_layernorm", width, _NORM)
-    tensors |= linear(f"{prefix}mlp.gate_proj", inner, width) | linear(f"{prefix}mlp.up_proj", inner, width)
-    tensors |= linear(f"{prefix}mlp.down_proj", width, inner) | _altup(f"{prefix}altup.", shape)
+    tensors |= gated(f"{prefix}mlp.", inner, width) | _altup(f"{prefix}altup.", shape)
     tensors |= _laurel(f"{prefix}laurel.", text, width)
     tensors |= linear(f"{prefix}per_layer_input_gate", shape.extra, width)
     tensors |= linear(f"{prefix}per_layer_projection", width, shape.extra)

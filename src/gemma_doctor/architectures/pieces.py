@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gemma_doctor.architectures.base import Expected, Need
 
-__all__ = ["Tensors", "embedding", "layer_norm", "linear", "rms_norm", "tied_head"]
+__all__ = ["Tensors", "embedding", "gated", "layer_norm", "linear", "rms_norm", "tied_head"]
 
 Tensors = dict[str, Expected]
 """Expected tensors by name, in model order."""
@@ -31,9 +31,17 @@ def layer_norm(module: str, channels: int) -> Tensors:
     }
 
 
-def embedding(module: str, rows: int, channels: int, kind: str = "Embedding") -> Tensors:
+def embedding(module: str, rows: int, channels: int, kind: str = "Embedding", need: Need = "required") -> Tensors:
     """An embedding table of class ``kind``."""
-    return {f"{module}.weight": Expected((rows, channels), "embedding", kind)}
+    return {f"{module}.weight": Expected((rows, channels), "embedding", kind, need)}
+
+
+def gated(prefix: str, inner: int, width: int, *, bias: bool = False) -> Tensors:
+    """A gated feed-forward: ``down_proj(activation(gate_proj(x)) * up_proj(x))``."""
+    tensors: Tensors = {}
+    for name, outputs, inputs in (("gate", inner, width), ("up", inner, width), ("down", width, inner)):
+        tensors |= linear(f"{prefix}{name}_proj", outputs, inputs, bias=bias)
+    return tensors
 
 
 def tied_head(module: str, rows: int, channels: int, *, tied: bool) -> Tensors:

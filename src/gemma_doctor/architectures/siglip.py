@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gemma_doctor.architectures.base import Conv, Expected, Value
+from gemma_doctor.architectures.base import Conv, Expected, KeyLayout, Value
 from gemma_doctor.architectures.config import Section
 from gemma_doctor.architectures.expressions import (
     AfterNorm,
@@ -21,9 +21,13 @@ from gemma_doctor.architectures.expressions import (
 from gemma_doctor.architectures.ledger import Ledger, activated
 from gemma_doctor.architectures.pieces import Tensors, embedding, layer_norm, linear
 
-__all__ = ["hidden_size", "patch_conv", "siglip", "siglip_values"]
+__all__ = ["hidden_size", "patch_conv", "siglip", "siglip_layouts", "siglip_values"]
 
 _STREAM = "the image encoder's residual stream"
+
+# How the parts are called on the Hub: that is the canonical layout of a decoder with this tower in front.
+_LANGUAGE, _TOWER, _PROJECTOR = "language_model.model.", "vision_tower.vision_model.", "multi_modal_projector."
+_HEAD = ("lm_head.", "language_model.lm_head.")
 
 
 def hidden_size(config: Section) -> int:
@@ -46,6 +50,37 @@ def siglip(prefix: str, config: Section) -> Tensors:
     if config.flag("vision_use_head", default=True):
         tensors |= _head(f"{prefix}head.", width, inner)
     return tensors
+
+
+def siglip_layouts(title: str, skipping: str = "") -> tuple[KeyLayout, ...]:
+    """The ways to name a decoder with this tower and a projector, as on the Hub first.
+
+    Which transformers finds which names was tried with Gemma 3, 4.53.3 and 5.23.0: a missing name is initialised at
+    random, with no more than a warning.
+
+    Args:
+        title: How messages call the model.
+        skipping: Who else does not find the state dict's names of transformers 4.52 and later, as it follows in a
+            sentence. llama.cpp: Gemma3VisionModel in convert_hf_to_gguf.py keeps vision_tower.* only.
+    """
+    inner, projector = ("model.language_model.", _LANGUAGE), ("model.multi_modal_projector.", _PROJECTOR)
+    old = "transformers 4.53, which looks for vision_tower.vision_model.*"
+    return (
+        KeyLayout(f"{title}, as on the Hub", (_HEAD,)),
+        KeyLayout(
+            f"{title}, state dict of transformers 4.52 and later",
+            (("model.vision_tower.vision_model.", _TOWER), projector, inner, _HEAD),
+            stale=f"transformers before 4.52{skipping}",
+        ),
+        KeyLayout(
+            f"{title}, saved by transformers 5 from a fresh config", (("vision_tower.", _TOWER), _HEAD), stale=old
+        ),
+        KeyLayout(
+            f"{title}, state dict of transformers 5",
+            (projector, inner, ("model.vision_tower.", _TOWER), _HEAD),
+            stale=old,
+        ),
+    )
 
 
 def patch_conv(prefix: str, config: Section) -> dict[str, Conv]:

@@ -53,7 +53,7 @@ def check(exam: Examination) -> Iterator[Finding]:
     if usual not in {None, wanted}:
         yield _for_most(exam, [info for info in infos if info.dtype == usual], wanted, len(infos))
     for info in infos:
-        if info.dtype not in {usual, wanted} and not _is_kept(info, wanted):
+        if info.dtype not in {usual, wanted} and not _is_kept(exam, info, wanted):
             yield RULE.finding(
                 f"Stored as {info.dtype}, and the config says {exam.model.dtype}: {_effect(info.dtype, wanted)}.",
                 info,
@@ -69,9 +69,11 @@ def _usual(infos: Sequence[TensorInfo]) -> str | None:
     return dtype if 2 * count > dtypes.total() else None
 
 
-def _is_kept(info: TensorInfo, wanted: str) -> bool:
-    """Whether it is a vector that is kept with more bits on purpose."""
-    return len(info.shape) <= 1 and cast(wanted, info.dtype).exactness == "exact"
+def _is_kept(exam: Examination, info: TensorInfo, wanted: str) -> bool:
+    """Whether it is kept with more bits on purpose: a vector, or what transformers itself keeps so."""
+    known = exam.model.expected.get(exam.canonical(info.name))
+    meant = len(info.shape) <= 1 or (known is not None and known.wide)
+    return meant and cast(wanted, info.dtype).exactness == "exact"
 
 
 def _for_most(exam: Examination, infos: Sequence[TensorInfo], wanted: str, total: int) -> Finding:
