@@ -20,6 +20,7 @@ import gemma_doctor
 from gemma_doctor import Options, Report
 from gemma_doctor.architectures import detect_layout, identify
 from gemma_doctor.architectures.base import Model
+from gemma_doctor.architectures.expressions import AfterNorm
 
 ROLES = {nn.Linear: "linear", nn.Embedding: "embedding", nn.Conv1d: "conv", nn.Conv2d: "conv"}
 
@@ -252,6 +253,8 @@ def test_every_convolution_of_gemma_4_is_declared_with_the_norm_that_reads_it() 
     model, declared = built("gemma4")
     convs = {name for name, module in model.named_modules() if isinstance(module, (nn.Conv1d, nn.Conv2d))}
     assert {f"{name}.weight" for name in convs} == declared.convs.keys()
+    subsample = "model.audio_tower.subsample_conv_projection.layer"
+    assert declared.convs[f"{subsample}1.conv.weight"].source == AfterNorm(f"{subsample}0.norm.weight", 16)
     assert all(conv.norm and conv.norm.weight in declared.expected for conv in declared.convs.values())
     assert all(conv.taps == math.prod(declared.expected[name].shape[2:]) for name, conv in declared.convs.items())
 

@@ -22,7 +22,8 @@ to zero, which is another function: it needs `--unsafe`, and the result must be 
 ## Limits
 
 Quantised integers are not decoded. The bounds of a clamp (Gemma 4's `input_min` and the like) may be infinite, for
-that means that nothing is clamped; a NaN is reported there too. A NaN that only arises at run time is not a matter of the weights.
+that means that nothing is clamped; a NaN is reported there too. A NaN that only arises at run time is not a matter of
+the weights.
 """
 
 from __future__ import annotations
