@@ -1,8 +1,9 @@
 """What each loader does with the k/v tensors of layers that share KV.
 
 Sources: transformers 4.53 to 5.23, ``modeling_gemma3n.py``, and 5.5.0 and 5.23, ``modeling_gemma4.py``, which do the
-same; for Gemma 3n alone: vLLM, ``vllm/model_executor/models/gemma3n.py`` and pull request vllm-project/vllm#54917, which stopped creating these modules; llama.cpp, the tensors that
-``llama_model_gemma3n`` creates as required for every layer, and its ``has_kv`` branch.
+same; for Gemma 3n alone: vLLM, ``vllm/model_executor/models/gemma3n.py`` and pull request vllm-project/vllm#54917,
+which stopped creating these modules; llama.cpp, the tensors that ``llama_model_gemma3n`` creates as required for every
+layer, and its ``has_kv`` branch.
 """
 
 from __future__ import annotations

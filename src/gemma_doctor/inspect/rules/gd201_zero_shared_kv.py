@@ -3,8 +3,8 @@
 ## What it checks
 
 The last `num_kv_shared_layers` layers of Gemma 3n and Gemma 4 do not project keys and values: each reuses the *states*
-of a donor, the last earlier layer of its kind (sliding or full attention). The rule reports their `k_proj`, `v_proj` and
-`k_norm` where they are stored and all zero.
+of a donor, the last earlier layer of its kind (sliding or full attention). The rule reports their `k_proj`, `v_proj`
+and `k_norm` where they are stored and all zero.
 
 ## Why it matters
 

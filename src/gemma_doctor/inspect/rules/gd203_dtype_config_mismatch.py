@@ -25,9 +25,9 @@ zero.
 ## Limits
 
 Vectors (gains, biases, scales) that are stored with more bits than the config asks for are taken to be kept so on
-purpose, and so are the matrices that transformers itself keeps in float32 (T5's `wo`). Float8 and integers are quantised
-weights, whose dtype `quantization_config` rules, and are not judged. A multimodal config may give each part its own
-dtype; the first one stated is used.
+purpose, and so are the matrices that transformers itself keeps in float32 (T5's `wo`). Float8 and integers are
+quantised weights, whose dtype `quantization_config` rules, and are not judged. A multimodal config may give each part
+its own dtype; the first one stated is used.
 """
 
 from __future__ import annotations
