@@ -18,6 +18,7 @@ from gemma_doctor.architectures import (
     generic,
     llama,
     paligemma,
+    quantised,
     qwen2,
     qwen3,
     t5,
@@ -58,7 +59,9 @@ def identify(config: Mapping[str, Any] | None) -> Model:
     """
     section = Section.of(config)
     family = _family(section)
-    if family is None or section.values.get("quantization_config") is not None:
+    if quantised.is_quantised(section):
+        return quantised.declare()
+    if family is None:
         return generic.declare(section)
     return family.declare(section) or generic.declare(section)
 
