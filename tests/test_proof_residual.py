@@ -202,3 +202,32 @@ def test_gains_stored_in_bfloat16_become_float32(tmp_path: Path) -> None:
     gains = {edit.tensor for edit in prescription.edits if isinstance(edit, ScaleGain)}
     assert len(gains) == 5
     assert {name for name, dtype in stored.items() if dtype == "F32"} == gains
+
+
+def test_the_image_encoders_stream_shrinks_where_a_proof_needs_it_and_gives_the_same(tmp_path: Path) -> None:
+    """Only the rescaling of SigLIP's stream can bring these bounds under the limit: layer norms take the factor out."""
+    config = tiny_gemma3_multimodal_config()
+    tensors = healthy(config)
+    for name in tensors:
+        if "vision_tower" in name and "mlp.fc2" in name:
+            tensors[name] = tensors[name] * np.float32(2.0**15)
+        elif "patch_embedding" in name:
+            tensors[name] = tensors[name] * np.float32(4)
+    sick = write(tmp_path / "sick", tensors, config)
+    before = gemma_doctor.scan(sick)
+    assert before.proof is not None
+    assert not before.proof.certified
+    prescription = plan(sick, PASS)
+    powers = {edit.tensor: edit.exponent for edit in prescription.edits if isinstance(edit, Scale)}
+    layers = config["vision_config"]["num_hidden_layers"]
+    assert len(powers) == 3 + 4 * layers
+    (power,) = set(powers.values())
+    assert power < 0
+    mended = carry_out(prescription, sick, tmp_path / "mended")
+    after = gemma_doctor.scan(mended)
+    assert after.proof is not None
+    assert after.proof.certified
+    size = config["vision_config"]["image_size"]
+    pixels = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    true, seen = (load(folder).model.model.vision_tower(pixels).last_hidden_state for folder in (sick, mended))
+    assert (seen - true).abs().max() < 1e-3 * true.abs().max()

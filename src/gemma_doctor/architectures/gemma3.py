@@ -15,7 +15,14 @@ from gemma_doctor.architectures.gemma3_ranges import STREAM, Decoder, ranges
 from gemma_doctor.architectures.generic import guess_role
 from gemma_doctor.architectures.ledger import Ledger
 from gemma_doctor.architectures.pieces import Tensors, rms_norm
-from gemma_doctor.architectures.siglip import hidden_size, patch_conv, siglip, siglip_layouts, siglip_values
+from gemma_doctor.architectures.siglip import (
+    hidden_size,
+    patch_conv,
+    siglip,
+    siglip_layouts,
+    siglip_rescaling,
+    siglip_values,
+)
 
 __all__ = ["FAMILY"]
 
@@ -133,7 +140,7 @@ def _multimodal_model(config: Section) -> Model:
         tied_head=tied,
         layouts=_MULTIMODAL_LAYOUTS,
         values=(*seen, *values, *classifier),
-        rescalings=rescalings,
+        rescalings=(*rescalings, siglip_rescaling(_TOWER, vision, seen)),
     )
 
 

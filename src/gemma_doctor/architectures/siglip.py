@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gemma_doctor.architectures.base import Conv, Expected, KeyLayout, Value
+from gemma_doctor.architectures.base import Conv, Expected, KeyLayout, Reader, Rescaling, Value
 from gemma_doctor.architectures.config import Section
 from gemma_doctor.architectures.expressions import (
     AfterNorm,
@@ -21,7 +21,7 @@ from gemma_doctor.architectures.expressions import (
 from gemma_doctor.architectures.ledger import Ledger, activated
 from gemma_doctor.architectures.pieces import Tensors, embedding, layer_norm, linear
 
-__all__ = ["hidden_size", "patch_conv", "siglip", "siglip_layouts", "siglip_values"]
+__all__ = ["hidden_size", "patch_conv", "siglip", "siglip_layouts", "siglip_rescaling", "siglip_values"]
 
 _STREAM = "the image encoder's residual stream"
 
@@ -112,6 +112,31 @@ def siglip_values(prefix: str, config: Section) -> tuple[tuple[Value, ...], Inpu
     if config.flag("vision_use_head", default=True):
         ledger.module(f"{prefix}head", "other", Unbounded("the tower's pooling head is not analysed"))
     return tuple(ledger.values), normed
+
+
+def siglip_rescaling(prefix: str, config: Section, values: tuple[Value, ...]) -> Rescaling:
+    """The tower's residual stream: layer norms alone read it, so that its writers may shrink together, biases too.
+
+    Args:
+        prefix: What the names start with, such as ``"vision_tower.vision_model."``.
+        config: ``vision_config``.
+        values: What the tower writes.
+    """
+    layers = [f"{prefix}encoder.layers.{layer}" for layer in range(config.repeats("num_hidden_layers", 12))]
+    patches = f"{prefix}embeddings.patch_embedding"
+    writers = [patches, *(f"{layer}.{part}" for layer in layers for part in ("self_attn.out_proj", "mlp.fc2"))]
+    states = [value for value in values if value.stream == _STREAM]
+    eps = config.number("layer_norm_eps", 1e-6, 0.0, 1.0)
+    return Rescaling(
+        name="SigLIP's residual stream",
+        smaller=(
+            f"{prefix}embeddings.position_embedding.weight",
+            *(f"{writer}.{part}" for writer in writers for part in ("weight", "bias")),
+        ),
+        larger=(),
+        values=(*(value.name for value in states), *writers),
+        readers=(Reader(f"{layers[0]}.layer_norm1.weight", eps, states[0].source),),
+    )
 
 
 def _layer_values(ledger: Ledger, config: Section, name: str, stream: Input) -> Input:

@@ -52,6 +52,8 @@ final norm change, nothing else does, and nothing costs more at run time.
 * Refused for Gemma 3n with image or audio input: the soft tokens' last norm has no gain, so they cannot be scaled.
 * A head that is the embedding needs the final norm's gain times 2^k; where that brings the final norm's own bound
   beyond 65504, the plan says that it is not certified. gate_proj cannot be scaled, for GELU is not linear.
+* A layer norm divides by the variance, and a trace or an estimate gives the mean square: SigLIP's is too large where a
+  position's mean is not near 0.
 * AltUp multiplies the bound in every layer: there k needs `--calibration`.
 * Embeddings times 2^-k can become subnormal in float16; the plan counts them.
 * Norm statistics of the mended model differ from the published ones, and a LoRA trained on one does not fit the other.
