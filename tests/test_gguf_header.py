@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import random
 import struct
 import time
 import tracemalloc
 from pathlib import Path
 
+import gguf_bytes
 import ggufs
 import numpy as np
 import pytest
@@ -15,9 +18,10 @@ from command import call
 from gguf import GGUFReader
 from gguf.constants import GGUFValueType
 
+import gemma_doctor
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.checkpoint.gguf_header import GGUFHeader, read_gguf_header
-from gemma_doctor.errors import HeaderError
+from gemma_doctor.errors import DoctorError, HeaderError
 
 
 def text(content: bytes) -> bytes:
@@ -177,6 +181,22 @@ def test_alignment_is_obeyed() -> None:
     values = key(b"general.alignment", 4, struct.pack("<I", 128))
     raw = gguf(values, entry(), entry(b"v", offset=128), keys=1, tensors=2, data=bytes(144), alignment=128)
     assert [tensor.start % 128 for tensor in read(raw).tensors] == [0, 0]
+
+
+def test_law_mutants_are_refused_or_read_as_the_package_reads_them(tmp_path: Path) -> None:
+    rng, accepted = random.Random(0), 0
+    path = tmp_path / "m.gguf"
+    for number in range(1500):
+        raw = gguf_bytes.mutated(rng.choice(gguf_bytes.SEEDS), rng)
+        ours = gguf_bytes.ours(raw)
+        if ours is not None:
+            accepted += 1
+            assert gguf_bytes.official(raw) == ours
+        if number % 10 == 0:
+            path.write_bytes(raw)
+            with contextlib.suppress(DoctorError):
+                gemma_doctor.scan(path)
+    assert 100 < accepted < 1400
 
 
 # -- which files ---------------------------------------------------------------------------------------------------

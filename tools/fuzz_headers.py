@@ -1,10 +1,12 @@
-"""Feed the header and the index reader mutated files, and compare with the parsers that loaders use.
+"""Feed the readers of headers and of the index mutated files, and compare with the parsers that loaders use.
 
 A header must be accepted or refused as the official safetensors parser does, with the same tensors; an index that is
-accepted must hold what the json module reads, and one that is refused must end in IndexFileError. Whatever else
-happens stops the run and prints the input. ``--guided`` searches by coverage, and needs atheris (and its Python).
+accepted must hold what the json module reads, and one that is refused must end in IndexFileError; a GGUF file that
+is accepted must hold the tensors that the gguf package reads, and one that is refused must end in HeaderError. Whatever
+else happens stops the run and prints the input. ``--guided`` searches by coverage, and needs atheris (and its Python).
 
-Usage: PYTHONPATH=tests python tools/fuzz_headers.py {header,index} [--inputs N] [--seconds S] [--seed N] [--guided]
+Usage: PYTHONPATH=tests python tools/fuzz_headers.py {header,index,gguf}
+       [--inputs N] [--seconds S] [--seed N] [--guided]
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import checkpoint_bytes
+import gguf_bytes
 
 from gemma_doctor.checkpoint.index import read_index
 from gemma_doctor.errors import IndexFileError
@@ -30,6 +34,8 @@ INDEX_SEEDS = (
 )
 POOL = 512
 LONGEST = 4096
+
+Mutator: TypeAlias = "Callable[[bytes, random.Random], bytes]"
 
 
 def check_header(header: bytes) -> bool:
@@ -63,14 +69,31 @@ def check_index(text: bytes) -> bool:
     return True
 
 
-def mutate(check: Callable[[bytes], bool], seeds: tuple[bytes, ...], arguments: argparse.Namespace) -> None:
+def check_gguf(raw: bytes) -> bool:
+    """Whether this GGUF file is accepted.
+
+    Raises:
+        AssertionError: If it is, and the gguf package reads something else.
+    """
+    ours = gguf_bytes.ours(raw)
+    if ours is None:
+        return False
+    theirs = gguf_bytes.official(raw)
+    if theirs != ours:
+        raise AssertionError(f"gguf {theirs!r}, ours {ours!r}: {raw!r}")
+    return True
+
+
+def mutate(
+    check: Callable[[bytes], bool], seeds: tuple[bytes, ...], mutated: Mutator, arguments: argparse.Namespace
+) -> None:
     """Check mutants; those that are accepted are mutated again."""
     rng = random.Random(arguments.seed)  # noqa: S311 - repeatable, not secret
     pool, accepted, inputs = list(seeds), 0, 0
     end = time.monotonic() + arguments.seconds
     while inputs < arguments.inputs and time.monotonic() < end:
         inputs += 1
-        text = checkpoint_bytes.mutated(rng.choice(pool), rng)
+        text = mutated(rng.choice(pool), rng)
         if not check(text):
             continue
         accepted += 1
@@ -81,14 +104,16 @@ def mutate(check: Callable[[bytes], bool], seeds: tuple[bytes, ...], arguments: 
     print(f"{inputs:,} inputs, {accepted:,} accepted, no disagreement")
 
 
-def guide(check: Callable[[bytes], bool], seeds: tuple[bytes, ...], arguments: argparse.Namespace) -> None:
+def guide(
+    check: Callable[[bytes], bool], seeds: tuple[bytes, ...], mutated: Mutator, arguments: argparse.Namespace
+) -> None:
     """Let libFuzzer search by the coverage of the readers; it ends the process."""
     atheris = importlib.import_module("atheris")  # for this mode only, and not on every platform
 
     def mutator(data: bytes, most: int, seed: int) -> bytes:
         if seed % 2:
             return bytes(atheris.Mutate(data, most))
-        return checkpoint_bytes.mutated(data, random.Random(seed))[:most]  # noqa: S311 - repeatable, not secret
+        return mutated(data, random.Random(seed))[:most]  # noqa: S311 - repeatable, not secret
 
     def one_input(data: bytes) -> None:
         check(data)
@@ -105,13 +130,17 @@ def guide(check: Callable[[bytes], bool], seeds: tuple[bytes, ...], arguments: a
 def main() -> None:
     """Run as the command line asks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=("header", "index"))
+    parser.add_argument("target", choices=("header", "index", "gguf"))
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=int, default=3600)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--guided", action="store_true")
     arguments = parser.parse_args()
-    target = {"header": (check_header, checkpoint_bytes.SEEDS), "index": (check_index, INDEX_SEEDS)}
+    target = {
+        "header": (check_header, checkpoint_bytes.SEEDS, checkpoint_bytes.mutated),
+        "index": (check_index, INDEX_SEEDS, checkpoint_bytes.mutated),
+        "gguf": (check_gguf, gguf_bytes.SEEDS, gguf_bytes.mutated),
+    }
     (guide if arguments.guided else mutate)(*target[arguments.target], arguments)
 
 
