@@ -11,18 +11,19 @@ import pytest
 
 from gemma_doctor.checkpoint.config import MAX_CONFIG, read_config
 from gemma_doctor.checkpoint.index import Index, leaves_folder, read_index
+from gemma_doctor.checkpoint.stores import Folder
 from gemma_doctor.errors import IndexFileError
 
 
 def index_of(folder: Path, text: bytes) -> Index:
     path = folder / "model.safetensors.index.json"
     path.write_bytes(text)
-    return read_index(path)
+    return read_index(Folder(folder), path.name)
 
 
 def config_of(folder: Path, text: bytes) -> object:
     (folder / "config.json").write_bytes(text)
-    return read_config(folder)
+    return read_config(Folder(folder))
 
 
 def test_an_index_is_read(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_a_config_may_be_nested_127_levels(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_config_has_none(tmp_path: Path) -> None:
-    assert read_config(tmp_path) is None
+    assert read_config(Folder(tmp_path)) is None
 
 
 def test_a_config_beyond_the_limit_is_refused(tmp_path: Path) -> None:
@@ -108,19 +109,19 @@ def test_a_config_beyond_the_limit_is_refused(tmp_path: Path) -> None:
 def test_a_folder_in_place_of_the_config_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
     with pytest.raises(IndexFileError, match=r"config\.json: it is a folder, not a file"):
-        read_config(tmp_path)
+        read_config(Folder(tmp_path))
 
 
 def test_a_pipe_in_place_of_the_config_is_an_error_and_no_wait(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(IndexFileError, match=r"config\.json: it is a named pipe, not a file"):
-        read_config(tmp_path)
+        read_config(Folder(tmp_path))
 
 
 def test_a_dangling_link_is_not_taken_for_no_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").symlink_to("../blobs/gone")
     with pytest.raises(IndexFileError, match=r"config\.json: a symbolic link to a file that does not exist"):
-        read_config(tmp_path)
+        read_config(Folder(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from checkpoint_bytes import write_file
 
 from gemma_doctor.checkpoint import open_checkpoint
-from gemma_doctor.errors import SourceNotFoundError
+from gemma_doctor.errors import SourceNotFoundError, UsageError
 
 
 def write_index(path: Path, weight_map: dict[str, str], total_size: object = None) -> Path:
@@ -159,9 +159,8 @@ def test_an_existing_path_wins_over_a_repository_of_that_name(tmp_path: Path, mo
 
 
 NOTHING = {
-    "google/gemma-3n-E2B-it": "If a Hub repository is meant: this version reads local safetensors only",
-    "hf://google/gemma-3n-E2B-it": "If a Hub repository is meant",
-    "https://huggingface.co/google/gemma-3n-E2B-it": "If a Hub repository is meant",
+    "google/gemma.safetensors": "no such file or folder",
+    "nosuch://google/gemma-3n-E2B-it": "pip install 'gemma-doctor[remote]'",
     "./nowhere": "no such file or folder. Give a .safetensors or .gguf file",
     "a/b/c": "no such file or folder",
     "/no\0where": "no such file or folder",
@@ -174,7 +173,7 @@ NOTHING = {
 @pytest.mark.parametrize(("source", "words"), NOTHING.items(), ids=range(len(NOTHING)))
 def test_a_source_that_is_not_there(source: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SourceNotFoundError) as caught:
+    with pytest.raises(UsageError) as caught:
         open_checkpoint(source)
     assert words in str(caught.value)
 

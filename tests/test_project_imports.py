@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("dask", "distributed", "matplotlib", "pandas", "timm", "torch", "transformers")
+HEAVY = (
+    "dask",
+    "distributed",
+    "fsspec",
+    "httpx2",
+    "huggingface_hub",
+    "matplotlib",
+    "pandas",
+    "timm",
+    "torch",
+    "transformers",
+)
 CALL = """
 import contextlib, json, sys
 from gemma_doctor.cli import main

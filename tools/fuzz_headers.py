@@ -26,6 +26,7 @@ import checkpoint_bytes
 import gguf_bytes
 
 from gemma_doctor.checkpoint.index import read_index
+from gemma_doctor.checkpoint.stores import Folder
 from gemma_doctor.errors import IndexFileError
 
 INDEX_SEEDS = (
@@ -61,7 +62,7 @@ def check_index(text: bytes) -> bool:
         file.write(text)
         file.flush()
         try:
-            index = read_index(Path(file.name))
+            index = read_index(Folder(Path(file.name).parent), Path(file.name).name)
         except IndexFileError:
             return False
     if json.loads(text)["weight_map"] != index.weight_map:

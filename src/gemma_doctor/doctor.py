@@ -16,7 +16,7 @@ from gemma_doctor import catalog
 from gemma_doctor.architectures import Model, detect_layout, identify
 from gemma_doctor.architectures.ranges import ASSUMPTIONS
 from gemma_doctor.catalog import AnyRule
-from gemma_doctor.checkpoint import Checkpoint, open_checkpoint, sha256
+from gemma_doctor.checkpoint import Checkpoint, is_repository, open_checkpoint, sha256
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.errors import ChangedError, UsageError
 from gemma_doctor.examination import Examination, assemble
@@ -85,21 +85,28 @@ class Options:
         return included and not any(fnmatchcase(tensor, glob) for glob in self.exclude)
 
 
-def scan(
+def scan(  # noqa: PLR0913  # a Hub repository is named by three words
     source: str | os.PathLike[str],
     options: Options | None = None,
     progress: Progress | None = None,
     *,
     executor: Executor | Crew | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    download: bool = False,
 ) -> Report:
-    """Examines a checkpoint on disk: measures every selected tensor once and applies the rules.
+    """Examines a checkpoint: measures every selected tensor once and applies the rules.
 
     Args:
-        source: A safetensors or GGUF file, a checkpoint folder or an index file.
+        source: A safetensors or GGUF file, a checkpoint folder or an index file; or a Hub repository
+            ``owner/name``, or a URL, of which only what is measured is fetched.
         options: How to examine; the defaults judge everything for float16.
         progress: Who is told how far it is.
         executor: Measures in place of threads of this process: any of ``concurrent.futures``, which the caller ends.
             It is given four times ``options.jobs`` units ahead. The report is the same.
+        revision: Branch, tag or commit of a Hub repository; its default branch if None.
+        token: Access token for the Hub; the one of this machine if None.
+        download: Whether a Hub repository is downloaded to the Hub's cache first.
 
     Returns:
         The report. It says itself whether it is complete.
@@ -108,15 +115,18 @@ def scan(
         UsageError: If there is no such source, or nothing in it is selected.
         CheckpointError: If a file cannot be read, or changes meanwhile.
         ClusterError: If the executor or the Dask cluster fails, or does not see the checkpoint as this process does.
+        TransferError: If the Hub or another store does not answer, or not as it should.
     """
     options = options or Options()
     started = time.perf_counter()
     rules = _chosen(scanning.RULES, options)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, revision=revision, token=token, download=download)
     chosen = [tensor for tensor in checkpoint.tensors.values() if options.chooses(tensor.name)]
     unreachable = list(_unreachable(checkpoint, options))
     if not chosen and not unreachable and (checkpoint.tensors or checkpoint.unreachable):
         raise UsageError(f"no tensor of {checkpoint.uri} is selected; check --include and --exclude")
+    if checkpoint.store is not None and (executor is not None or options.dask):
+        raise UsageError(f"{checkpoint.uri}: workers read files that they all see. Download it where they do")
     with hire(executor, options.dask, options.jobs) as crew:
         measured = survey(checkpoint, chosen, jobs=options.jobs, crew=crew, progress=progress)
     whole = len(chosen) == len(checkpoint.tensors)
@@ -131,7 +141,9 @@ def scan(
     skipped = (*measured.skipped, *unreachable)
     return Report(
         version=__version__,
-        source=Source(checkpoint.uri, None, checkpoint.format, examination.model.family, checkpoint.files),
+        source=Source(
+            checkpoint.uri, checkpoint.revision, checkpoint.format, examination.model.family, checkpoint.files
+        ),
         target_dtype=options.target_dtype,
         loader=examination.loader,
         coverage=Coverage(len(chosen) + len(unreachable), len(measured.stats), skipped),
@@ -191,7 +203,7 @@ def plan(
     """Plans the repair of what a scan has found.
 
     Args:
-        report: The report of a scan of a local checkpoint; its findings are to be mended.
+        report: The report of a scan; its findings are to be mended. A Hub repository is downloaded.
         passes: Names of the passes to use; every pass that mends a finding without loss where empty.
         unsafe: Whether edits that change the function are allowed.
         calibration: What a trace measured.
@@ -203,7 +215,7 @@ def plan(
         UsageError: If a pass is unknown, passes conflict, or the report does not cover the whole checkpoint.
         ChangedError: If the checkpoint is no longer what was scanned.
     """
-    checkpoint = open_checkpoint(report.source.uri)
+    checkpoint = _fetched(report.source.uri, report.source.revision)
     _refuse_incomplete(report)
     if checkpoint.files != report.source.files:
         raise ChangedError(f"{report.source.uri} is not what this report describes: scan it again")
@@ -217,7 +229,7 @@ def plan(
         passes=passes,
         unsafe=unsafe,
         calibration=calibration,
-        source=checkpoint.uri,
+        source=checkpoint.pinned,
         version=__version__,
     )
 
@@ -249,7 +261,7 @@ def repair(  # noqa: PLR0913  # two nouns and a place; the rest has defaults and
         ChangedError: If the source is not what the plan was made for.
         OutputError: If the output cannot be written; nothing of it is left.
     """
-    checkpoint = open_checkpoint(plan.source if source is None else source)
+    checkpoint = _fetched(plan.source if source is None else source)
     return apply(plan, checkpoint, Path(output), link=link, force=force, progress=progress)
 
 
@@ -268,7 +280,10 @@ def repair_in_place(plan: Plan, source: str | os.PathLike[str] | None = None) ->
         ChangedError: If the source is not what the plan was made for.
         OutputError: If it cannot be written.
     """
-    return apply_in_place(plan, open_checkpoint(plan.source if source is None else source))
+    source = plan.source if source is None else source
+    if is_repository(source):
+        raise UsageError(f"{os.fsdecode(source)}: files of the Hub's cache are not changed in place. Give --output DIR")
+    return apply_in_place(plan, open_checkpoint(source))
 
 
 def verify(
@@ -302,8 +317,8 @@ def verify(
         measures = replace(measures, device=device)
     started = time.perf_counter()
     rules = _chosen(verifying.RULES, options)
-    checkpoint = open_checkpoint(source)
-    other = None if against is None else open_checkpoint(against)
+    checkpoint = _fetched(source)
+    other = None if against is None else _fetched(against)
     verified = _harness().verify(checkpoint, measures, other)
     model = identify(checkpoint.config)
     layout = detect_layout(model, checkpoint.tensors)
@@ -317,7 +332,7 @@ def verify(
     )
     return Report(
         version=__version__,
-        source=Source(checkpoint.uri, None, checkpoint.format, model.family, checkpoint.files),
+        source=Source(checkpoint.uri, checkpoint.revision, checkpoint.format, model.family, checkpoint.files),
         target_dtype="float16",
         loader="transformers",
         coverage=Coverage(verified.asked, verified.asked - len(verified.skipped), verified.skipped),
@@ -329,6 +344,18 @@ def verify(
         verification=verified.verification,
         seconds=time.perf_counter() - started,
     )
+
+
+def _fetched(source: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
+    """A checkpoint whose files are on this machine, which a Hub repository's are after a download.
+
+    Raises:
+        UsageError: If they are not, and cannot be downloaded by us.
+    """
+    checkpoint = open_checkpoint(source, revision=revision, download=is_repository(source))
+    if checkpoint.store is not None:
+        raise UsageError(f"{checkpoint.uri}: only a scan reads it where it is. Download it, and give the path")
+    return checkpoint
 
 
 def _on_checkpointing(model: Model, measures: Measures) -> Iterator[str]:

@@ -9,7 +9,8 @@
     ├── CheckpointError          the checkpoint's bytes cannot be trusted
     │   ├── HeaderError          a safetensors header breaks the format
     │   ├── IndexFileError       an index or config file cannot be read
-    │   └── ChangedError         the file changed while it was read, or since the plan was made
+    │   ├── ChangedError         the file changed while it was read, or since the plan was made
+    │   └── TransferError        what is elsewhere does not come, or not as it should
     ├── ClusterError             the workers that were to measure are missing, unfit or lost
     ├── OutputError              the output could not be written; nothing of it is left
     └── PreflightError           the weights of a model that is about to be trained are sick
@@ -31,6 +32,7 @@ __all__ = [
     "PreflightError",
     "SettingsError",
     "SourceNotFoundError",
+    "TransferError",
     "UsageError",
 ]
 
@@ -65,6 +67,10 @@ class IndexFileError(CheckpointError):
 
 class ChangedError(CheckpointError):
     """A file changed while it was being read, or since a plan was made for it."""
+
+
+class TransferError(CheckpointError):
+    """The Hub, or another store, does not answer, or its answers cannot be trusted."""
 
 
 class ClusterError(DoctorError):

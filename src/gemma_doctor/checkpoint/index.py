@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from gemma_doctor.checkpoint.documents import JSONObject, read_document
 from gemma_doctor.checkpoint.quoting import quoted
+from gemma_doctor.checkpoint.stores import Store
 from gemma_doctor.errors import IndexFileError
 
 __all__ = ["MAX_INDEX", "Index", "leaves_folder", "read_index"]
@@ -40,21 +40,25 @@ class Index:
         return tuple(sorted(set(self.weight_map.values())))
 
 
-def read_index(path: Path) -> Index:
+def read_index(store: Store, name: str) -> Index:
     """Read ``model.safetensors.index.json`` or its like.
+
+    Args:
+        store: Where the checkpoint is.
+        name: Name of the index file.
 
     Raises:
         FileNotFoundError: If there is no such file.
         IndexFileError: If it is too large, is not JSON, or its ``weight_map`` does not map strings to strings.
     """
-    document = read_document(path, MAX_INDEX)
+    document = read_document(store, name, MAX_INDEX)
     weight_map = document.get("weight_map")
     if "weight_map" in document.doubled or not isinstance(weight_map, JSONObject):
-        raise IndexFileError(f"{path.name}: it needs one weight_map, an object from tensors to files. {_AGAIN}")
+        raise IndexFileError(f"{name}: it needs one weight_map, an object from tensors to files. {_AGAIN}")
     files = {tensor: file for tensor, file in weight_map.items() if isinstance(file, str)}
     for tensor in weight_map:
         if tensor not in files:
-            raise IndexFileError(f"{path.name}: weight_map has no file's name for {quoted(tensor)}. {_AGAIN}")
+            raise IndexFileError(f"{name}: weight_map has no file's name for {quoted(tensor)}. {_AGAIN}")
     metadata = document.get("metadata")
     total_size = metadata.get("total_size") if isinstance(metadata, JSONObject) else None
     return Index(files, total_size, weight_map.doubled)

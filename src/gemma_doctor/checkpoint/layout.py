@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.errors import SourceNotFoundError
 
-__all__ = ["SHARD", "Layout", "find_layout"]
+__all__ = ["PICKLES", "PICKLE_ADVICE", "SHARD", "Layout", "arrange", "find_layout", "listed", "single"]
 
 SHARD = re.compile(
     r"(?P<stem>.+)-(?P<number>[0-9]{1,9})-of-(?P<count>[0-9]{1,9})\.(?P<format>safetensors|gguf)", re.DOTALL
@@ -21,10 +22,9 @@ _INDEX = re.compile(r".+\.safetensors\.index.*\.json", re.DOTALL)
 _STEMS = ("model", "diffusion_pytorch_model")
 """What transformers and diffusers look for, the single file before the index."""
 
-_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _NOT_YET = "this version reads local safetensors only"
-_PICKLE_ADVICE = (
+PICKLE_ADVICE = (
     "Pickles can run code and are never loaded: convert them on a machine that may be lost, with "
     "torch.load(..., weights_only=True) and safetensors.torch.save_file"
 )
@@ -70,34 +70,54 @@ def find_layout(source: str) -> Layout:
         return _in_folder(path)
     if not os.path.lexists(source):
         raise SourceNotFoundError(_absent(source))
-    return _alone(path)
+    return single(path, str(path), lambda _: _gguf_set(path))
 
 
 def _absent(source: str) -> str:
-    if _HUB.fullmatch(source) or "://" in source:
-        return (
-            f"{shown(source)}: no such path. If a Hub repository is meant: {_NOT_YET}; fetch it with "
-            "'hf download OWNER/NAME --local-dir FOLDER' and give the folder."
-        )
     wanted = "Give a .safetensors or .gguf file, an index, or a folder that holds them"
     return f"{shown(source)}: no such file or folder. {wanted}."
 
 
-def _alone(path: Path) -> Layout:
+def single(path: Path, uri: str, beside: Callable[[str], tuple[str, ...]]) -> Layout:
+    """The layout of one file that SOURCE names: an index, or tensors.
+
+    Args:
+        path: The file; only its name is looked at.
+        uri: How messages call it.
+        beside: Names all parts of the split GGUF file that one part is of.
+
+    Raises:
+        SourceNotFoundError: If its name says that it is something else.
+    """
     if _INDEX.fullmatch(path.name):
         return Layout(path.parent, (), path.name)
     if path.suffix == ".gguf":
-        return Layout(path.parent, _gguf_set(path), format="gguf")
-    if path.suffix in _PICKLES or ".bin.index" in path.name:
-        raise SourceNotFoundError(f"{path}: PyTorch pickles, not safetensors. {_PICKLE_ADVICE}.")
+        return Layout(path.parent, beside(path.name), format="gguf")
+    if path.suffix in PICKLES or ".bin.index" in path.name:
+        raise SourceNotFoundError(f"{uri}: PyTorch pickles, not safetensors. {PICKLE_ADVICE}.")
     if path.suffix == ".json":
-        raise SourceNotFoundError(f"{path}: JSON, but not named *.safetensors.index.json. Give the folder instead.")
+        raise SourceNotFoundError(f"{uri}: JSON, but not named *.safetensors.index.json. Give the folder instead.")
     shard = SHARD.fullmatch(path.name)
     return Layout(path.parent, (path.name,), partial=shard is not None and int(shard["count"]) > 1)
 
 
 def _in_folder(root: Path) -> Layout:
     names = _files_in(root)
+    return arrange(str(root), root, names, lambda: _nothing(root, names))
+
+
+def arrange(uri: str, root: Path, names: tuple[str, ...], nothing: Callable[[], str]) -> Layout:
+    """Choose among the files of a folder, wherever it is; :func:`find_layout` has the rules.
+
+    Args:
+        uri: How messages call the folder.
+        root: The folder.
+        names: Its files, sorted, without hidden ones and folders.
+        nothing: Says what is there instead, where no checkpoint is.
+
+    Raises:
+        SourceNotFoundError: If there is no checkpoint among them, or more than one.
+    """
     weights = tuple(name for name in names if name.endswith(".safetensors"))
     indexes = tuple(name for name in names if _INDEX.fullmatch(name))
     for stem in _STEMS:
@@ -107,9 +127,9 @@ def _in_folder(root: Path) -> Layout:
     if len(indexes) == 1:
         return Layout(root, (), indexes[0])
     if indexes:
-        raise SourceNotFoundError(f"{root}: several indexes: {_listed(indexes)}. Give one of them.")
+        raise SourceNotFoundError(f"{uri}: several indexes: {listed(indexes)}. Give one of them.")
     if not weights:
-        return _gguf_in_folder(root, names)
+        return _gguf_in_folder(uri, root, names, nothing)
     return Layout(root, tuple(name for name in weights if SHARD.fullmatch(name)) or weights)
 
 
@@ -126,13 +146,13 @@ def _whole(name: str) -> tuple[str, ...]:
     return (name,) if part is None else (part["stem"], part["count"], part["format"])
 
 
-def _gguf_in_folder(root: Path, names: tuple[str, ...]) -> Layout:
+def _gguf_in_folder(uri: str, root: Path, names: tuple[str, ...], nothing: Callable[[], str]) -> Layout:
     found = tuple(name for name in names if name.endswith(".gguf"))
     wholes = {_whole(name): name for name in reversed(found)}
     if len(wholes) > 1:
-        raise SourceNotFoundError(f"{root}: several GGUF files: {_listed(tuple(sorted(wholes.values())))}. Give one.")
+        raise SourceNotFoundError(f"{uri}: several GGUF files: {listed(tuple(sorted(wholes.values())))}. Give one.")
     if not found:
-        raise SourceNotFoundError(_nothing(root, names))
+        raise SourceNotFoundError(nothing())
     return Layout(root, found, format="gguf")
 
 
@@ -151,10 +171,10 @@ def _is_folder(path: str | Path) -> bool:
 
 def _nothing(root: Path, names: tuple[str, ...]) -> str:
     looked = f"{root}: no *.safetensors, no *.safetensors.index.json and no *.gguf in this folder"
-    if any(name.endswith(_PICKLES) or ".bin.index" in name for name in names):
-        return f"{looked}, only PyTorch pickles. {_PICKLE_ADVICE}."
+    if any(name.endswith(PICKLES) or ".bin.index" in name for name in names):
+        return f"{looked}, only PyTorch pickles. {PICKLE_ADVICE}."
     below = _subfolders_with_weights(root)
-    return f"{looked}. {f'Give one of its subfolders: {_listed(below)}.' if below else 'Check the path.'}"
+    return f"{looked}. {f'Give one of its subfolders: {listed(below)}.' if below else 'Check the path.'}"
 
 
 def _subfolders_with_weights(root: Path) -> tuple[str, ...]:
@@ -163,5 +183,6 @@ def _subfolders_with_weights(root: Path) -> tuple[str, ...]:
     return tuple(path.name for path in folders[:_SUBFOLDERS_SEEN] if any(path.glob("*.safetensors")))
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def listed(names: tuple[str, ...]) -> str:
+    """The first three of some names, for a message."""
     return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"  # noqa: PLR2004

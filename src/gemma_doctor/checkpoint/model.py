@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_doctor.checkpoint.gguf_values import Value
+from gemma_doctor.checkpoint.stores import RemoteStore
 from gemma_doctor.records import Fault, FileInfo
 from gemma_doctor.tensors import TensorInfo
 
@@ -20,7 +21,7 @@ class Checkpoint:
 
     Attributes:
         uri: SOURCE as the user gave it.
-        root: Folder that every file name is relative to.
+        root: Folder that every file name is relative to; it need not exist where ``store`` is set.
         format: ``"safetensors"`` or ``"gguf"``.
         files: The tensor files, readable or not, in reading order.
         tensors: Every readable tensor by name, in model order (file order; within a file, header offset order).
@@ -30,6 +31,8 @@ class Checkpoint:
         faults: What is wrong with the files.
         partial: Whether SOURCE is one shard of several, so that absent tensors mean nothing.
         metadata: The metadata of a GGUF file (the first, of several) by key; empty for safetensors.
+        revision: The commit of a Hub repository that was read; None for what has no revisions.
+        store: Where the files are, if not in ``root``.
     """
 
     uri: str
@@ -43,3 +46,10 @@ class Checkpoint:
     faults: tuple[Fault, ...] = ()
     partial: bool = False
     metadata: Mapping[str, Value] = field(default_factory=dict)
+    revision: str | None = None
+    store: RemoteStore | None = None
+
+    @property
+    def pinned(self) -> str:
+        """SOURCE such that it names the same bytes tomorrow: with the commit, where there is one."""
+        return self.uri if self.revision is None else f"{self.uri}@{self.revision}"

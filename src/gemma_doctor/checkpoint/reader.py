@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from gemma_doctor.checkpoint.files import open_regular
 from gemma_doctor.checkpoint.mapping import Mapping
 from gemma_doctor.checkpoint.model import Checkpoint
 from gemma_doctor.checkpoint.quoting import shown
+from gemma_doctor.checkpoint.tensor_bytes import TensorBytes
 from gemma_doctor.errors import ChangedError, CheckpointError
-from gemma_doctor.tensors import TensorInfo
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["FileBytes", "sha256"]
-
-_HASH_CHUNK = 1 << 22
+__all__ = ["FileBytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +30,8 @@ class _Opened:
     mapping: Mapping
 
 
-class FileBytes:
-    """The bytes of a checkpoint's tensor files, for any number of threads at once.
+class FileBytes(TensorBytes):
+    """The bytes of tensor files on this machine, for any number of threads at once.
 
     A context manager. Files are opened as they are first read, and closed at its end. At its end, too, each of
     them must still be what it was when it was opened, or :class:`ChangedError` says which one is not: what has
@@ -52,17 +48,12 @@ class FileBytes:
     def __enter__(self) -> FileBytes:  # noqa: PYI034  # typing.Self needs Python 3.11
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self.check()
-        finally:
-            for opened in self._opened.values():
-                opened.mapping.close()
-                os.close(opened.descriptor)
-            self._opened.clear()
+    def close(self) -> None:
+        """Closes all files; the end of the ``with`` block does it."""
+        for opened in self._opened.values():
+            opened.mapping.close()
+            os.close(opened.descriptor)
+        self._opened.clear()
 
     def read(self, file: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """The bytes of a range of a file, mapped and not copied.
@@ -108,21 +99,6 @@ class FileBytes:
         """
         length = self._headers.get(file) or 8 + int.from_bytes(self.read(file, 0, 8).tobytes(), "little")
         return self.read(file, 0, length).tobytes()
-
-    def sha256(self, tensor: TensorInfo) -> str:
-        """SHA-256 of a tensor's bytes as they lie in the file, in hexadecimal.
-
-        Args:
-            tensor: The tensor.
-
-        Raises:
-            ChangedError: If the file has not the size it had when its header was read, or is gone.
-            CheckpointError: If the file cannot be opened or mapped.
-        """
-        digest = hashlib.sha256()
-        for start in range(tensor.start, tensor.stop, _HASH_CHUNK):
-            digest.update(self.read(tensor.file, start, min(start + _HASH_CHUNK, tensor.stop)).data)
-        return digest.hexdigest()
 
     def check(self) -> None:
         """Says whether every file read so far is still what it was; the end of the ``with`` block asks it too.
@@ -174,21 +150,6 @@ class FileBytes:
             raise _changed(file, "it was moved or deleted") from None
         if _identity(now) != _identity(opened.state):
             raise _changed(file, "another file has taken its place")
-
-
-def sha256(checkpoint: Checkpoint, tensor: TensorInfo) -> str:
-    """SHA-256 of a tensor's bytes as they lie in the file, in hexadecimal.
-
-    Args:
-        checkpoint: The checkpoint that holds it.
-        tensor: The tensor.
-
-    Raises:
-        ChangedError: If the file changes meanwhile.
-        CheckpointError: If the file cannot be read.
-    """
-    with FileBytes(checkpoint) as files:
-        return files.sha256(tensor)
 
 
 def _identity(state: os.stat_result) -> tuple[int, int, int, int]:

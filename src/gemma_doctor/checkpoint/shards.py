@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import BinaryIO
 
-from gemma_doctor.checkpoint.files import reading
 from gemma_doctor.checkpoint.gguf_header import read_gguf_header
 from gemma_doctor.checkpoint.gguf_values import Value
 from gemma_doctor.checkpoint.header import read_header
 from gemma_doctor.checkpoint.quoting import quoted, shown
-from gemma_doctor.errors import CheckpointError
+from gemma_doctor.checkpoint.stores import Store
+from gemma_doctor.errors import ChangedError, CheckpointError, TransferError
 from gemma_doctor.records import Fault, FileInfo
 from gemma_doctor.tensors import TensorInfo
 
-__all__ = ["Shard", "read_shard"]
+__all__ = ["Shard", "read_shard", "read_shards"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +38,38 @@ class Shard:
     metadata: Mapping[str, Value] = field(default_factory=dict)
 
 
-def read_shard(root: Path, name: str) -> Shard:
+def read_shards(store: Store, names: Iterable[str]) -> list[Shard]:
+    """Read the headers of several files, as many at once as is good for where they are.
+
+    Args:
+        store: Where the checkpoint is.
+        names: The files, relative to it.
+
+    Raises:
+        TransferError: If the store does not answer, or not as it should.
+    """
+    if store.streams == 1:
+        return [read_shard(store, name) for name in names]
+    with ThreadPoolExecutor(store.streams) as pool:
+        return list(pool.map(lambda name: read_shard(store, name), names))
+
+
+def read_shard(store: Store, name: str) -> Shard:
     """Read the header of one file; what is wrong with it becomes a fault.
 
     Args:
-        root: Folder of the checkpoint.
+        store: Where the checkpoint is.
         name: The file, relative to it.
     """
     size = 0
     try:
-        with reading(root / name, name) as (stream, size):
+        with store.reading(name) as (stream, size):
             return _read(stream, size, name)
     except FileNotFoundError:
         message = f"{shown(name)}: this file is missing. Download it, or the whole checkpoint again."
         return Shard(None, faults=(Fault("index-mismatch", name, message),))
+    except (ChangedError, TransferError):
+        raise  # it says nothing about the format
     except CheckpointError as error:
         fault = Fault("unreadable-shard", name, str(error), evidence={"bytes": size})
         return Shard(FileInfo(name, size), faults=(fault,))

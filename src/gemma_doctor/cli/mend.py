@@ -12,7 +12,7 @@ import typer
 
 from gemma_doctor.cli.frame import OUTPUT, Words, option, words
 from gemma_doctor.cli.groups import grouped
-from gemma_doctor.cli.options import Quiet, SourceName, Verdict, Wanted
+from gemma_doctor.cli.options import Quiet, Remote, SourceName, Verdict, Wanted
 from gemma_doctor.cli.outlet import Outlet
 from gemma_doctor.cli.outputs import Documents, Telling
 from gemma_doctor.cli.running import applied, examine, progress
@@ -36,11 +36,13 @@ EPILOG = """Examples:
   gemma-doctor repair gemma-3n-E2B-it/ --output mended --html report.html
   gemma-doctor repair gemma-3n-E2B-it/ --output mended --pass rescale-conv --calibration trace.json
   gemma-doctor repair gemma-3n-E2B-it/ --dry-run --save-plan plan.json
+  gemma-doctor repair google/gemma-3n-E2B-it --output mended
   gemma-doctor repair gemma-3n-E2B-it/ --plan plan.json --output mended --link
   gemma-doctor repair model.gguf --pass gguf-uint32 --in-place
 
 The source is never touched, but by --in-place. The output appears when it is complete and checked, or not at
-all; where there is nothing to mend, nothing is written. `gemma-doctor rule` lists the passes.
+all; where there is nothing to mend, nothing is written. A Hub repository is downloaded to the Hub's cache first.
+`gemma-doctor rule` lists the passes.
 HTML, Markdown, SARIF, JUnit and plot show the scan before the repair; HTML and Markdown show the plan as well.
 
 Exit codes: 0 mended, or nothing to mend; 1 findings at or above --fail-on are left, which the plan does not
@@ -54,6 +56,7 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
     wanted: Wanted,
     verdict: Verdict,
     documents: Documents,
+    remote: Remote,
     *,
     output: Annotated[Path | None, option(OUTPUT, "DIR", "Folder for the mended copy: new or empty.")] = None,
     pass_: Annotated[
@@ -90,6 +93,7 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
         _check_plan_alone(**scanning, **{"pass": pass_})
     _check_passes(words(pass_), unsafe=unsafe)
     _check_in_place(in_place=in_place, output=output, link=link, force=force)
+    source = remote.fetched(source, quiet=quiet)
     checkpoint = _open(source, output, dry_run=dry_run or in_place, force=force)
     chosen = verdict.settings(source)
     least = verdict.least(chosen)
@@ -126,12 +130,12 @@ def _check_plan_alone(**scanning: object) -> None:
 
 def _open(source: str, output: Path | None, *, dry_run: bool, force: bool) -> Checkpoint:
     """The source, once the output is known to have its place: a scan can take long."""
-    from gemma_doctor.checkpoint import open_checkpoint
+    from gemma_doctor.checkpoint import is_repository, open_checkpoint
     from gemma_doctor.repair.applying.place import check_place
 
     if output is None and not dry_run:
         raise UsageError("where to? Give --output DIR for the mended copy, or --dry-run to see the plan only")
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, download=is_repository(source))
     if output is not None and not dry_run:
         check_place(checkpoint, Path(os.path.realpath(output)), force=force)
     return checkpoint
@@ -177,10 +181,11 @@ def _planned(  # noqa: PLR0913  # what the command line says about a plan
 ) -> tuple[Report, Plan]:
     """What a scan finds, and the plan for it."""
     from gemma_doctor import doctor
+    from gemma_doctor.checkpoint import is_repository
     from gemma_doctor.repair.evidence.calibration import read_calibration
 
     trace = read_calibration(calibration) if calibration else None
-    report = examine(source, options, quiet=quiet)
+    report = examine(source, options, download=is_repository(source), quiet=quiet)
     return report, doctor.plan(report, passes=passes, unsafe=unsafe, calibration=trace)
 
 

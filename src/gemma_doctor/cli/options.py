@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -25,6 +27,7 @@ __all__ = [
     "Ignore",
     "Jobs",
     "Quiet",
+    "Remote",
     "ScanWanted",
     "Select",
     "SourceName",
@@ -35,7 +38,8 @@ __all__ = [
 ]
 
 SourceName: TypeAlias = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A .safetensors file or a checkpoint folder.")
+    str,
+    typer.Argument(metavar="SOURCE", help="A .safetensors file, a checkpoint folder, or a Hub repository owner/name."),
 ]
 SourceNames: TypeAlias = Annotated[
     list[str], typer.Argument(metavar="SOURCE...", help="A .safetensors file or a checkpoint folder, or several.")
@@ -58,6 +62,37 @@ def settings_for(source: str, config: Path | None) -> Settings:
     chosen = settings.find(source, config, Path.cwd())
     say(settings.notice(chosen))
     return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """What the command line says of a Hub repository.
+
+    Attributes:
+        revision: ``--revision``.
+        token: ``--token``.
+    """
+
+    revision: Annotated[
+        str | None, option(WHAT, "REV", "Branch, tag or commit of a Hub repository. Default: its main branch.")
+    ] = None
+    token: Annotated[
+        str | None, option(WHAT, "TOKEN", "Access token for the Hub. Default: HF_TOKEN, or 'hf auth login'.")
+    ] = None
+
+    def fetched(self, source: str, *, quiet: bool) -> str:
+        """The source; a Hub repository is downloaded, and named with its commit from here on."""
+        from gemma_doctor.checkpoint import is_repository, open_checkpoint
+
+        if self.revision is None and not is_repository(source):
+            return source
+        if quiet or not sys.stderr.isatty():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        return open_checkpoint(source, revision=self.revision, token=self.token, download=True).pinned
+
+    def named(self, source: str) -> str:
+        """The source as one word, for a command to follow."""
+        return source if self.revision is None else f"{source}@{self.revision}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ import typer
 
 from gemma_doctor.cli.frame import OUTPUT, RUNNING, WHAT, Words, choice, option
 from gemma_doctor.cli.groups import grouped
-from gemma_doctor.cli.options import BaselineFile, Ignore, Quiet, Select, SourceName, Verdict, Wanted
+from gemma_doctor.cli.options import BaselineFile, Ignore, Quiet, Remote, Select, SourceName, Verdict, Wanted
 from gemma_doctor.cli.outputs import Outputs, Telling, write_all
 from gemma_doctor.cli.running import MENDED, applied, spelled
 from gemma_doctor.errors import UsageError
@@ -31,11 +31,12 @@ EPILOG = """Examples:
   gemma-doctor verify gemma-3n-E2B-it/
   gemma-doctor verify gemma-3-4b-it/ --modality text --seq-len 2048 --memory-limit 16
   gemma-doctor verify mended/ --against gemma-3n-E2B-it/ --json report.json
+  gemma-doctor verify google/gemma-3n-E2B-it --revision main
   gemma-doctor verify gemma-3n-E2B-it/ --no-backward --trace trace.json
   gemma-doctor repair gemma-3n-E2B-it/ --output mended --calibration trace.json
 
 It needs torch and transformers: pip install 'gemma-doctor[verify]'. Code of a checkpoint is never run, and
-nothing is fetched.
+nothing is fetched but a Hub repository that SOURCE names, to the Hub's cache.
 
 Exit codes: 0 sound, 1 findings at or above --fail-on, 2 could not tell: bad usage, a model that cannot be
 loaded, or an input that could not be run or judged."""
@@ -140,12 +141,13 @@ class Manner:
 
 
 @grouped
-def command(  # noqa: PLR0913  # typer reads the options from the signature
+def command(  # noqa: PLR0913, PLR0917  # typer reads the options from the signature
     source: SourceName,
     inputs: Inputs,
     manner: Manner,
     verdict: Verdict,
     outputs: Outputs,
+    remote: Remote,
     *,
     select: Select = None,
     ignore: Ignore = None,
@@ -164,13 +166,15 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
         raise UsageError("--trace writes what the reference measured: leave out --reference none")
     measures = manner.measures(inputs)
     chosen = verdict.settings(source)
+    source = remote.fetched(source, quiet=quiet)
+    against = None if manner.against is None else replace(remote, revision=None).fetched(manner.against, quiet=quiet)
     options = Wanted(select=select, ignore=ignore, baseline=baseline).options(chosen)
     from gemma_doctor import doctor
     from gemma_doctor.reports import terminal
     from gemma_doctor.reports.trace_file import to_trace
     from gemma_doctor.verify.registry import RULES
 
-    report = doctor.verify(source, measures, options, against=manner.against)
+    report = doctor.verify(source, measures, options, against=against)
     least = verdict.least(chosen)
     telling = Telling(source, applied(options, RULES), least, _next(report, source))
     brief, whole = partial(terminal.render_brief, report), partial(terminal.render, report, commands=telling.commands)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gemma_doctor.catalog import AnyRule
+    from gemma_doctor.cli.options import Remote
     from gemma_doctor.doctor import Options, Progress
     from gemma_doctor.inspect.crew import Crew
     from gemma_doctor.records import Report
@@ -21,20 +22,32 @@ MENDED = "mended"
 """What examples call the output of a repair."""
 
 
-def examine(source: str, options: Options, *, quiet: bool, doing: str = "scanning", crew: Crew | None = None) -> Report:
+def examine(  # noqa: PLR0913  # what the command line says of a scan
+    source: str,
+    options: Options,
+    remote: Remote | None = None,
+    *,
+    download: bool = False,
+    quiet: bool,
+    doing: str = "scanning",
+    crew: Crew | None = None,
+) -> Report:
     """The report of a scan.
 
     Args:
         source: SOURCE as the user gave it.
         options: How to examine.
+        remote: What the command line says of a Hub repository.
+        download: Whether it is downloaded first.
         quiet: Whether to show no progress.
         doing: What the progress bar says.
         crew: Who measures, if not who the options say.
     """
     from gemma_doctor import doctor
 
+    revision, token = (None, None) if remote is None else (remote.revision, remote.token)
     with progress(doing, quiet=quiet) as bar:
-        return doctor.scan(source, options, bar, executor=crew)
+        return doctor.scan(source, options, bar, executor=crew, revision=revision, token=token, download=download)
 
 
 def applied(options: Options, known: Sequence[AnyRule]) -> tuple[AnyRule, ...]:

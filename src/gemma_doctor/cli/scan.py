@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gemma_doctor.cli.frame import VERDICT, option
+from gemma_doctor.cli.frame import RUNNING, VERDICT, option
 from gemma_doctor.cli.groups import grouped
-from gemma_doctor.cli.options import Quiet, ScanWanted, SourceNames, Verdict
+from gemma_doctor.cli.options import Quiet, Remote, ScanWanted, SourceNames, Verdict
 from gemma_doctor.cli.outputs import Outputs, Telling, write_all
 from gemma_doctor.cli.running import applied, examine, next_commands
 from gemma_doctor.cli.several import Round, short_names
@@ -33,6 +33,14 @@ EPILOG = """Examples:
   gemma-doctor scan model.safetensors --baseline known.json --json - | jq .summary
   gemma-doctor scan models/*/ --quiet --json all.json --html 'report-{name}.html'
   gemma-doctor scan /mnt/models/*/ --dask tcp://scheduler:8786
+  gemma-doctor scan google/gemma-3n-E2B-it --include '*vision_tower*'
+  gemma-doctor scan google/gemma-3n-E2B-it --revision main --download
+  gemma-doctor scan s3://bucket/gemma-3n-E2B-it
+
+A path of this machine wins over a Hub repository. Of a repository or a URL only the headers and the tensors that are
+measured are fetched, and nothing is written to disk unless --download is given; what the Hub's cache has is read from
+there. HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to hf. Stores other than http(s) need
+pip install 'gemma-doctor[remote]'.
 
 Settings: the command line wins over --config FILE, that over gemma-doctor.toml beside the checkpoint, that over
 [tool.gemma-doctor] of the nearest pyproject.toml. Only the first of these files is read.
@@ -56,11 +64,15 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
     wanted: ScanWanted,
     verdict: Verdict,
     outputs: Outputs,
+    remote: Remote,
     *,
     write_baseline: Annotated[
         Path | None,
         option(VERDICT, "FILE", "Write the present findings as a baseline. The exit code stays as it is."),
     ] = None,
+    download: Annotated[
+        bool, option(RUNNING, None, "Download a Hub repository to the Hub's cache first.", "--download")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Say what is wrong with the weights on disk.
@@ -71,6 +83,8 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
     check_target(write_baseline)
     if len(sources) > 1:
         _refuse_baseline(write_baseline)
+        if remote != Remote() or download:
+            raise UsageError("--revision, --token and --download are for one SOURCE; several take owner/name@revision")
         several = Round(sources, wanted, verdict, outputs, quiet)
         several.check()
         raise typer.Exit(several.run())
@@ -78,13 +92,14 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
     outputs = outputs.named(short_names(sources)[0])
     chosen = verdict.settings(source)
     options = wanted.options(chosen)
-    report = examine(source, options, quiet=quiet)
+    report = examine(source, options, remote, download=download, quiet=quiet)
     from gemma_doctor import doctor, settings
     from gemma_doctor.inspect.registry import RULES
 
     if write_baseline:
         write(write_baseline, settings.baseline_text(report))
     least = verdict.least(chosen)
+    source = remote.named(source)
     commands = tuple(next_commands(report, source, numbers=outputs.json is None))
     _show(report, outputs, Telling(source, applied(options, RULES), least, commands), quiet=quiet)
     raise typer.Exit(doctor.exit_code(report, least))

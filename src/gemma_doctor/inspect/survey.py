@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from gemma_doctor.checkpoint import Checkpoint, FileBytes
+from gemma_doctor.checkpoint import Checkpoint, FileBytes, open_bytes
 from gemma_doctor.cores import cores
 from gemma_doctor.inspect import units
 from gemma_doctor.inspect.crew import Crew
@@ -72,7 +72,7 @@ def survey(
     stats = {tensor.name: TensorStats() for tensor in wanted}
     if progress:
         progress.start(sum(tensor.nbytes for tensor in wanted))
-    measured = _by_threads(checkpoint, wanted, jobs or cores()) if crew is None else _by_crew(checkpoint, wanted, crew)
+    measured = _by_threads(checkpoint, wanted, jobs) if crew is None else _by_crew(checkpoint, wanted, crew)
     with closing(measured):
         for unit, results in measured:
             for piece, part in zip(unit, results, strict=True):
@@ -84,10 +84,10 @@ def survey(
 
 
 def _by_threads(
-    checkpoint: Checkpoint, wanted: list[TensorInfo], threads: int
+    checkpoint: Checkpoint, wanted: list[TensorInfo], jobs: int | None
 ) -> Generator[tuple[Unit, list[TensorStats]], None, None]:
     """Units and their records, in order, measured by threads of this process that share the open files."""
-    with FileBytes(checkpoint) as files, ThreadPoolExecutor(threads) as pool:
+    with open_bytes(checkpoint) as files, ThreadPoolExecutor(threads := jobs or files.threads(cores())) as pool:
         submit = lambda unit: pool.submit(measure_unit, files, unit)  # noqa: E731
         yield from _in_order(submit, Future.result, cut(wanted, units.UNIT_BYTES), _AHEAD * threads)
 

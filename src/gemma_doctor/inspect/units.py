@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from gemma_doctor.checkpoint import FileBytes
+from gemma_doctor.checkpoint import TensorBytes
 from gemma_doctor.kernels.geometry import Geometry
 from gemma_doctor.kernels.measure import measure
 from gemma_doctor.tensors import TensorInfo, TensorStats
@@ -82,7 +82,7 @@ def _pieces(tensor: TensorInfo, unit_bytes: int) -> Iterator[Piece]:
         yield Piece(tensor, first, begin, end)
 
 
-def measure_unit(files: FileBytes, unit: Unit) -> list[TensorStats]:
+def measure_unit(files: TensorBytes, unit: Unit) -> list[TensorStats]:
     """The records of a unit's pieces.
 
     Args:
@@ -93,9 +93,8 @@ def measure_unit(files: FileBytes, unit: Unit) -> list[TensorStats]:
         ChangedError: If a file is not what it was when its header was read, or is gone.
         CheckpointError: If a file cannot be read.
     """
-    return [_measure_piece(files, piece) for piece in unit]
-
-
-def _measure_piece(files: FileBytes, piece: Piece) -> TensorStats:
-    tensor = piece.tensor
-    return measure(files.read(tensor.file, piece.start, piece.stop), tensor.dtype, tensor.shape, piece.first)
+    arrays = files.read_all([(piece.tensor.file, piece.start, piece.stop) for piece in unit])
+    return [
+        measure(array, piece.tensor.dtype, piece.tensor.shape, piece.first)
+        for piece, array in zip(unit, arrays, strict=True)
+    ]

@@ -57,7 +57,7 @@ def _check_metadata(sketch: Outline, source: Checkpoint, found: Checkpoint) -> N
 
 def _entrance(source: Checkpoint, folder: Path) -> Path:
     """What of the output is to be opened: the like of what was opened of the source."""
-    if Path(source.uri).is_dir():
+    if source.revision is not None or Path(source.uri).is_dir():
         return folder
     return folder / (source.files[0].name if is_single_file(source) else Path(source.uri).name)
 

@@ -16,6 +16,7 @@ from gemma_doctor.checkpoint.documents import read_document
 from gemma_doctor.checkpoint.files import reading
 from gemma_doctor.checkpoint.index import MAX_INDEX
 from gemma_doctor.checkpoint.quoting import shown
+from gemma_doctor.checkpoint.stores import Folder
 from gemma_doctor.errors import UsageError
 from gemma_doctor.repair.applying.config_text import set_value
 from gemma_doctor.repair.applying.outfiles import Copied, Document
@@ -50,7 +51,7 @@ class Sides:
 
 def is_single_file(checkpoint: Checkpoint) -> bool:
     """Whether SOURCE names one tensor file, whose neighbours are none of its business but for ``config.json``."""
-    return checkpoint.index is None and not Path(checkpoint.uri).is_dir()
+    return checkpoint.index is None and checkpoint.revision is None and not Path(checkpoint.uri).is_dir()
 
 
 def side_files(checkpoint: Checkpoint, made: frozenset[str]) -> Sides:
@@ -145,14 +146,13 @@ def index_file(
     """
     if checkpoint.index is None:
         return None
-    path = checkpoint.root / checkpoint.index
-    old: dict[str, Any] = dict(read_document(path, MAX_INDEX))
+    old: dict[str, Any] = dict(read_document(Folder(checkpoint.root), checkpoint.index, MAX_INDEX))
     new = {**old, "weight_map": _weight_map(old["weight_map"], tensors, renamed)}
     if isinstance(old.get("metadata"), dict):
         new["metadata"] = _metadata(old["metadata"], checkpoint.tensors, tensors)
     if new == old and list(new["weight_map"]) == list(old["weight_map"]):
         return None
-    text = _text(path, MAX_INDEX)
+    text = _text(checkpoint.root / checkpoint.index, MAX_INDEX)
     indent = _INDENT.match(text)
     dumped = json.dumps(new, indent=len(indent[1]) if indent else None, ensure_ascii=text.isascii())
     return Document(checkpoint.index, (dumped + text[len(text.rstrip()) :]).encode())

@@ -1,49 +1,48 @@
-"""Opening a checkpoint on a local disk."""
+"""From the files of a checkpoint, wherever they are, to the noun ``Checkpoint``."""
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 from gemma_doctor.checkpoint.config import read_config
 from gemma_doctor.checkpoint.index import Index, leaves_folder, read_index
-from gemma_doctor.checkpoint.layout import SHARD, Layout, find_layout
+from gemma_doctor.checkpoint.layout import SHARD, Layout
 from gemma_doctor.checkpoint.model import Checkpoint
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.checkpoint.reconcile import gather, reconcile
-from gemma_doctor.checkpoint.shards import Shard, read_shard
+from gemma_doctor.checkpoint.shards import Shard, read_shards
+from gemma_doctor.checkpoint.stores import Store
 from gemma_doctor.records import Fault, FileInfo
 
-__all__ = ["open_checkpoint"]
+__all__ = ["read_checkpoint"]
 
 
-def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
+def read_checkpoint(uri: str, layout: Layout, store: Store) -> Checkpoint:
     """Read the headers of a checkpoint, its index and its config; no tensor's bytes.
 
     What is wrong with the files becomes a fault of the checkpoint; tensors that the index promises and no
     readable file holds go to ``unreachable``.
 
     Args:
-        source: A ``.safetensors`` or ``.gguf`` file, a folder that holds some, or an index file.
+        uri: SOURCE as the user gave it.
+        layout: Which files make the checkpoint.
+        store: Where they are.
 
     Raises:
-        SourceNotFoundError: If nothing there can be read.
         IndexFileError: If the index or ``config.json`` is broken.
+        TransferError: If the store does not answer, or not as it should.
     """
-    uri = os.fsdecode(source)
-    layout = find_layout(uri)
     if layout.index is None:
-        return _without_index(uri, layout)
-    index = read_index(layout.root / layout.index)
+        return _without_index(uri, layout, store)
+    index = read_index(store, layout.index)
     if layout.files and not set(layout.files) <= set(index.files):
-        return _without_index(uri, layout, _rivals(layout.files[0], layout.index))
-    return _with_index(uri, layout.root, layout.index, index)
+        return _without_index(uri, layout, store, _rivals(layout.files[0], layout.index))
+    return _with_index(uri, layout, store, index)
 
 
-def _without_index(uri: str, layout: Layout, *known: Fault) -> Checkpoint:
-    shards = [read_shard(layout.root, file) for file in layout.files]
+def _without_index(uri: str, layout: Layout, store: Store, *known: Fault) -> Checkpoint:
+    shards = read_shards(store, layout.files)
     census = gather(shards)
     gaps = () if layout.partial else _gaps(layout.files)
     return Checkpoint(
@@ -52,27 +51,28 @@ def _without_index(uri: str, layout: Layout, *known: Fault) -> Checkpoint:
         format=layout.format,
         files=_infos(shards),
         tensors=census.tensors,
-        config=None if layout.format == "gguf" else read_config(layout.root),
+        config=None if layout.format == "gguf" else read_config(store),
         faults=(*known, *gaps, *_faults(shards), *census.faults),
         partial=layout.partial,
         metadata=shards[0].metadata,
     )
 
 
-def _with_index(uri: str, root: Path, name: str, index: Index) -> Checkpoint:
+def _with_index(uri: str, layout: Layout, store: Store, index: Index) -> Checkpoint:
+    name = str(layout.index)
     unsafe = [_unsafe(name, file) for file in index.files if leaves_folder(file)]
-    shards = [read_shard(root, file) for file in index.files if not leaves_folder(file)]
+    shards = read_shards(store, [file for file in index.files if not leaves_folder(file)])
     out_of_reach = {shard.faults[0].file: shard.faults[0].message for shard in shards if not shard.readable}
     out_of_reach |= {str(fault.evidence["path"]): fault.message for fault in unsafe}
     census = reconcile(name, index, shards, out_of_reach)
     return Checkpoint(
         uri=uri,
-        root=root,
+        root=layout.root,
         format="safetensors",
         files=_infos(shards),
         tensors=census.tensors,
         unreachable=census.unreachable,
-        config=read_config(root),
+        config=read_config(store),
         index=name,
         faults=(*unsafe, *_faults(shards), *census.faults),
     )

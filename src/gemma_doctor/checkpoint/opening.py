@@ -1,0 +1,120 @@
+"""What SOURCE names: a path of this machine, a Hub repository, or a URL."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from gemma_doctor.checkpoint.contents import read_checkpoint
+from gemma_doctor.checkpoint.layout import find_layout
+from gemma_doctor.checkpoint.model import Checkpoint
+from gemma_doctor.checkpoint.reader import FileBytes
+from gemma_doctor.checkpoint.stores import Folder
+from gemma_doctor.checkpoint.tensor_bytes import TensorBytes
+from gemma_doctor.errors import UsageError
+from gemma_doctor.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    from gemma_doctor.checkpoint.remote.hub import Repository
+
+__all__ = ["is_repository", "open_bytes", "open_checkpoint", "sha256"]
+
+_HUB = re.compile(r"(hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\S+))?", re.ASCII)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+", re.DOTALL)
+_FILES = (".bin", ".ckpt", ".gguf", ".json", ".pkl", ".pt", ".pth", ".safetensors", ".txt")
+"""Endings of files: ``folder/model.safetensors`` is a path that is wrong, and no repository."""
+
+
+def open_checkpoint(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    download: bool = False,
+) -> Checkpoint:
+    """Read the headers of a checkpoint, its index and its config; no tensor's bytes.
+
+    What is wrong with the files becomes a fault of the checkpoint; tensors that the index promises and no
+    readable file holds go to ``unreachable``.
+
+    Args:
+        source: A ``.safetensors`` file, a folder that holds some, or an index file; where there is no such path, a Hub
+            repository ``owner/name`` or ``owner/name@revision``, or a URL.
+        revision: Branch, tag or commit of a Hub repository; its default branch if None.
+        token: Access token for the Hub; the one that ``hf auth login`` or ``HF_TOKEN`` gives if None.
+        download: Whether a Hub repository is downloaded to the Hub's cache and opened there.
+
+    Raises:
+        SourceNotFoundError: If nothing there can be read.
+        UsageError: If a revision is given for what has none.
+        IndexFileError: If the index or ``config.json`` is broken.
+        TransferError: If the Hub or the store does not answer, or not as it should.
+    """
+    uri = os.fsdecode(source)
+    hub = _repository(uri)
+    if hub is not None:
+        return _from_hub(hub["repo"], _one(revision, hub["revision"]), token, download=download)
+    if revision is not None or download:
+        raise UsageError(f"{uri}: only Hub repositories (owner/name) have revisions and are downloaded")
+    if _URL.fullmatch(uri) and not os.path.lexists(uri):
+        return _elsewhere(uri)
+    layout = find_layout(uri)
+    return read_checkpoint(uri, layout, Folder(layout.root))
+
+
+def is_repository(source: str | os.PathLike[str]) -> bool:
+    """Whether SOURCE names a Hub repository: ``owner/name``, and no path of this machine."""
+    return _repository(os.fsdecode(source)) is not None
+
+
+def _repository(uri: str) -> re.Match[str] | None:
+    return None if os.path.lexists(uri) or uri.endswith(_FILES) else _HUB.fullmatch(uri)
+
+
+def _one(option: str | None, suffix: str | None) -> str | None:
+    if option is not None and suffix is not None and option != suffix:
+        raise UsageError(f"two revisions: {option} and {suffix}. Give one of them")
+    return option or suffix
+
+
+def _from_hub(repo: str, revision: str | None, token: str | None, *, download: bool) -> Checkpoint:
+    hub = import_module("gemma_doctor.checkpoint.remote.hub")  # half a second, which local scans do not pay
+    wanted: Repository = hub.Repository(repo, revision, token)
+    opened: Checkpoint = hub.downloaded(wanted) if download else hub.streamed(wanted)
+    return opened
+
+
+def _elsewhere(uri: str) -> Checkpoint:
+    room = "web" if uri.lower().startswith(("http://", "https://")) else "filesystems"
+    opened: Checkpoint = import_module(f"gemma_doctor.checkpoint.remote.{room}").open_url(uri)
+    return opened
+
+
+def open_bytes(checkpoint: Checkpoint) -> TensorBytes:
+    """What reads the tensors of a checkpoint, wherever its files are.
+
+    Args:
+        checkpoint: The checkpoint; it may come from another process.
+    """
+    if checkpoint.store is None:
+        return FileBytes(checkpoint)
+    from gemma_doctor.checkpoint.remote.reader import RangeBytes  # noqa: PLC0415  # brings the HTTP client
+
+    return RangeBytes(checkpoint, checkpoint.store)
+
+
+def sha256(checkpoint: Checkpoint, tensor: TensorInfo) -> str:
+    """SHA-256 of a tensor's bytes as they lie in the file, in hexadecimal.
+
+    Args:
+        checkpoint: The checkpoint that holds it.
+        tensor: The tensor.
+
+    Raises:
+        ChangedError: If the file changes meanwhile.
+        CheckpointError: If the file cannot be read.
+    """
+    with open_bytes(checkpoint) as files:
+        return files.sha256(tensor)

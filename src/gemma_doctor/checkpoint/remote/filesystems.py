@@ -1,0 +1,165 @@
+"""Object stores and whatever else ``fsspec`` reads: ``s3://``, ``gs://``, ``az://``, ``hf://`` and so on.
+
+Sign-in, endpoints and retries are those of each file system, set up as its own documentation says (environment,
+``~/.config/fsspec``). What a range lacks is asked for again, and what has changed is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fsspec.core import url_to_fs
+
+from gemma_doctor.checkpoint.contents import read_checkpoint
+from gemma_doctor.checkpoint.layout import Layout, arrange, single
+from gemma_doctor.checkpoint.model import Checkpoint
+from gemma_doctor.checkpoint.quoting import shown
+from gemma_doctor.checkpoint.remote.stream import stream
+from gemma_doctor.errors import ChangedError, SourceNotFoundError, TransferError, UsageError
+
+__all__ = ["ObjectStore", "open_url"]
+
+_IDENTITY = ("size", "ETag", "etag", "md5Hash", "content_md5", "generation", "LastModified", "mtime")
+"""What file systems tell of a file that changes when its content does."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStore:
+    """The files below a URL.
+
+    Attributes:
+        base: The URL of their folder, without a slash at its end.
+    """
+
+    base: str
+
+    @property
+    def streams(self) -> int:
+        """Several headers at once."""
+        return 8
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
+        """A file as a stream, and its size in bytes."""
+        source = self.source(name)
+        yield stream(source, name, source.size), source.size
+
+    def source(self, name: str) -> ObjectFile:
+        """One of its files, to be read in ranges."""
+        return ObjectFile(f"{self.base}/{name}", name)
+
+    def cached(self, name: str) -> Path | None:  # noqa: ARG002  # the protocol's
+        """None: no cache knows it."""
+        return None
+
+
+class ObjectFile:
+    """One file of a file system, for any number of threads.
+
+    Attributes:
+        size: Its bytes.
+    """
+
+    def __init__(self, url: str, name: str) -> None:
+        """Asks what the file is.
+
+        Args:
+            url: Its URL.
+            name: How messages call it.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            TransferError: If the store does not answer.
+        """
+        self._name = name
+        self._system, self._path = url_to_fs(url, use_listings_cache=False)
+        self._state = self._ask()
+        self.size = int(self._state["size"])
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """Fills ``out`` with the bytes from ``start`` on.
+
+        Raises:
+            TransferError: If the store does not answer, or gives fewer or more bytes.
+        """
+        with _explaining(self._name):
+            raw = self._system.cat_file(self._path, start=start, end=start + len(out))
+        if len(raw) != len(out):
+            raise TransferError(
+                f"{shown(self._name)}: {len(raw):,} bytes came where {len(out):,} were asked for. Nothing of them was "
+                "used. Scan again, or download the file."
+            )
+        out[:] = raw
+
+    def check(self) -> None:
+        """Says whether the file still is what it was.
+
+        Raises:
+            ChangedError: If it is not.
+        """
+        try:
+            now = self._ask()
+        except FileNotFoundError:
+            raise ChangedError(f"{shown(self._name)}: it is gone. Scan again.") from None
+        if now != self._state:
+            raise ChangedError(f"{shown(self._name)}: the file changed while it was read. Scan again.")
+
+    def _ask(self) -> Mapping[str, Any]:
+        with _explaining(self._name):
+            info = self._system.info(self._path)
+        return {key: info[key] for key in _IDENTITY if key in info}
+
+
+@contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    """Turns what file systems raise into errors of this package; each has its own, below OSError or not."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise TransferError(f"{shown(what)}: {reason}. Check the access to the store, and the network.") from error
+
+
+def open_url(uri: str) -> Checkpoint:
+    """Opens the checkpoint at a URL.
+
+    Args:
+        uri: URL of a folder, of a ``.safetensors`` file, or of an index.
+
+    Raises:
+        SourceNotFoundError: If there is none.
+        UsageError: If the package for its scheme is not installed.
+        TransferError: If the store does not answer, or not as it should.
+    """
+    try:
+        layout, base = _layout(uri.rstrip("/"))
+    except FileNotFoundError:
+        raise SourceNotFoundError(f"{uri}: nothing is there. Check the URL.") from None
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"{uri}: {error}; pip install 'gemma-doctor[remote]' brings s3:// and gs://") from error
+    store = ObjectStore(base)
+    return replace(read_checkpoint(uri, layout, store), store=store)
+
+
+def _layout(uri: str) -> tuple[Layout, str]:
+    """Which files make the checkpoint, and the URL of their folder."""
+    system, path = url_to_fs(uri, use_listings_cache=False)
+    with _explaining(uri):
+        folder = system.isdir(path)
+        found = system.ls(path, detail=True) if folder else [system.info(path)]
+    if not folder:
+        base, _, name = uri.rpartition("/")
+        return single(Path(name), uri, lambda part: (part,)), base
+    names = sorted(item["name"].rpartition("/")[2] for item in found if item["type"] == "file")
+    visible = tuple(name for name in names if not name.startswith("."))
+
+    def nothing() -> str:
+        return f"{uri}: no *.safetensors and no *.safetensors.index.json in this folder. Check the URL."
+
+    return arrange(uri, Path(), visible, nothing), uri

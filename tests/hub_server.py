@@ -1,0 +1,364 @@
+"""A Hub on this machine: its API, its resolve redirects and its storage, which can be told to misbehave.
+
+It speaks to the real client what huggingface.co speaks to it: the revision and tree API, ``resolve`` with
+``X-Repo-Commit``, ``X-Linked-Etag`` and ``X-Linked-Size``, redirects to signed URLs of another host (here: another
+port), ranges, errors with ``X-Error-Code``, and the upload of a commit. Every byte of a body is counted.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+__all__ = ["COMMIT", "Hub", "hub", "repository"]
+
+COMMIT = "c0ffee" + "0" * 34
+_SMALL = 10_000  # bytes up to which a file is git's own, and not in LFS
+_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+_API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(/(?P<what>revision|tree|preupload|commit)/(?P<revision>[^/?]+))?")
+_RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+_LFS = re.compile(r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
+
+
+@dataclass
+class Hub:
+    """What it holds, how it misbehaves, and what it has sent.
+
+    Attributes:
+        repos: Repository -> file -> content.
+        commit: The commit of every repository.
+        gated: Repositories that need the token.
+        token: The token that opens them.
+        latency: Seconds before each answer.
+        busy: Statuses and headers with which the next requests to the storage are refused.
+        api_busy: The same for the API.
+        cuts: How many of the next bodies are cut off half-way.
+        pause: Seconds in the middle of each body.
+        tags: Entity tags that the storage gives, one after the other; then that of the content.
+        linked_tag: The entity tag that the Hub gives in place of the content's.
+        lie: How the storage lies: "whole", "longer", "shorter", "range", "total", "early" or "".
+        signatures: How many requests a signed URL is good for.
+        requests: Methods and paths that were asked for.
+        sent: Bytes of tensor files that the storage has sent.
+    """
+
+    repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    commit: str = COMMIT
+    gated: frozenset[str] = frozenset()
+    token: str = "hf_right"
+    latency: float = 0.0
+    busy: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    api_busy: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    cuts: int = 0
+    pause: float = 0.0
+    lie: str = ""
+    tags: list[str] = field(default_factory=list)
+    linked_tag: str = ""
+    signatures: int = 1 << 30
+    requests: list[str] = field(default_factory=list)
+    sent: int = 0
+    url: str = ""
+    storage: str = ""
+    committed: list[dict[str, Any]] = field(default_factory=list)
+    uploaded: dict[str, bytes] = field(default_factory=dict)
+    issued: int = 0
+    used: dict[str, int] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """What makes the real client use this Hub, with a cache of its own."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        }
+
+
+def repository(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, as a repository has them."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@contextmanager
+def hub(**repos: dict[str, bytes]) -> Iterator[Hub]:
+    """A running Hub.
+
+    Args:
+        repos: Name below the owner ``owner`` -> its files.
+    """
+    state = Hub(repos={f"owner/{name}": files for name, files in repos.items()})
+    with _serving(_Front, state) as front, _serving(_Storage, state) as storage:
+        state.url, state.storage = front, storage
+        yield state
+
+
+@contextmanager
+def _serving(kind: type[_Handler], state: Hub) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type(kind.__name__, (kind,), {"hub": state}))
+    server.daemon_threads = True
+    server.block_on_close = False
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    hub: Hub
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+    def note(self) -> None:
+        """Count the request, and be as slow as told."""
+        with self.hub.lock:
+            self.hub.requests.append(f"{self.command} {self.path}")
+        time.sleep(self.hub.latency)
+
+    def answer(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
+        """One whole answer."""
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def answer_json(self, value: object) -> None:
+        """JSON."""
+        self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def refuse(self, status: int, code: str, message: str = "") -> None:
+        """An error as the Hub words it."""
+        self.answer(status, b"", {"X-Error-Code": code, "X-Error-Message": message or code})
+
+    def body(self) -> bytes:
+        """What the client sent."""
+        return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+
+    def turned_away(self, queue: list[tuple[int, dict[str, str]]]) -> bool:
+        """Whether the request met with the next refusal of a queue."""
+        with self.hub.lock:
+            refusal = queue.pop(0) if queue else None
+        if refusal is not None:
+            self.answer(refusal[0], b"", refusal[1])
+        return refusal is not None
+
+
+class _Front(_Handler):
+    """The Hub itself."""
+
+    def do_GET(self) -> None:  # http.server's name
+        """The API, and files."""
+        self.note()
+        path = unquote(urlsplit(self.path).path)
+        if self.turned_away(self.hub.api_busy):
+            return
+        found = _API.fullmatch(path) or _RESOLVE.fullmatch(path)
+        if found is None:
+            self.refuse(404, "NotFound")
+        elif self._allowed(found["repo"], found["revision"]):
+            files = self.hub.repos[found["repo"]]
+            if found.re is _RESOLVE:
+                self._file(files, found["file"])
+            elif found["what"] == "tree":
+                self.answer_json([_entry(name, raw) for name, raw in files.items()])
+            else:
+                siblings = [{"rfilename": name} for name in files]
+                self.answer_json({"id": found["repo"], "sha": self.hub.commit, "siblings": siblings})
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def _allowed(self, repo: str, revision: str | None) -> bool:
+        if repo in self.hub.gated and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            self.refuse(403, "GatedRepo", f"Access to model {repo} is restricted")
+        elif repo not in self.hub.repos:
+            self.refuse(401, "RepoNotFound", "Repository not found")
+        elif revision not in (None, "main", self.hub.commit):
+            self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        else:
+            return True
+        return False
+
+    def _file(self, files: Mapping[str, bytes], name: str) -> None:
+        if name not in files:
+            self.refuse(404, "EntryNotFound")
+            return
+        raw, tag = files[name], f'"{self.hub.linked_tag or _tag(files[name])}"'
+        headers = {"X-Repo-Commit": self.hub.commit, "Accept-Ranges": "bytes"}
+        if len(raw) <= _SMALL:
+            _send(self, raw, {**headers, "ETag": tag})
+            return
+        with self.hub.lock:
+            self.hub.issued += 1
+            location = f"{self.hub.storage}/{hashlib.sha256(raw).hexdigest()}?signature={self.hub.issued}"
+        linked = {"Location": location, "X-Linked-Size": str(len(raw)), "X-Linked-Etag": tag}
+        self.answer(302, b"", {**headers, **linked})
+
+    def do_POST(self) -> None:
+        """Uploads."""
+        self.note()
+        sent = self.body()
+        path = unquote(urlsplit(self.path).path)
+        if self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            self.answer(401, b'{"error": "Invalid credentials"}')
+        elif path == "/api/repos/create":
+            self._create(json.loads(sent))
+        elif path == "/api/validate-yaml":
+            self.answer_json({"warnings": [], "errors": []})
+        elif found := _LFS.fullmatch(path):
+            objects = [
+                {**item, "actions": {"upload": {"href": f"{self.hub.storage}/{item['oid']}"}}}
+                for item in _objects(sent)
+            ]
+            self.answer_json({"transfer": "basic", "objects": objects})
+        elif (found := _API.fullmatch(path)) and found["what"] == "preupload":
+            modes = [
+                {"path": one["path"], "uploadMode": "lfs" if one["size"] > _SMALL else "regular", "shouldIgnore": False}
+                for one in json.loads(sent)["files"]
+            ]
+            self.answer_json({"files": modes})
+        elif found and found["what"] == "commit":
+            self._commit(found["repo"], [json.loads(line) for line in sent.splitlines()])
+        else:
+            self.refuse(404, "NotFound")
+
+    def _create(self, wanted: dict[str, Any]) -> None:
+        repo = f"{wanted.get('organization', 'owner')}/{wanted['name']}"
+        if repo in self.hub.repos:
+            self.answer(409, json.dumps({"url": f"{self.hub.url}/{repo}"}).encode())
+            return
+        self.hub.repos[repo] = {".gitattributes": b""}
+        self.answer_json({"url": f"{self.hub.url}/{repo}", "id": repo, "name": repo})
+
+    def _commit(self, repo: str, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                self.hub.repos[repo][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                self.hub.repos[repo][value["path"]] = self.hub.uploaded[value["oid"]]
+            else:
+                self.hub.committed.append(value)
+        self.answer_json(
+            {"success": True, "commitOid": self.hub.commit, "commitUrl": f"{self.hub.url}/{repo}/commit/1"}
+        )
+
+
+class _Storage(_Handler):
+    """Where large files lie, behind signed URLs."""
+
+    def do_GET(self) -> None:
+        """A file, by its hash."""
+        self.note()
+        parts = urlsplit(self.path)
+        with self.hub.lock:
+            self.hub.used[parts.query] = self.hub.used.get(parts.query, 0) + 1
+            expired = self.hub.used[parts.query] > self.hub.signatures
+        if "Authorization" in self.headers:
+            self.answer(400, b"the token has left the Hub")
+        elif expired:
+            self.answer(403, b"<Error><Message>Request has expired</Message></Error>")
+        elif not self.turned_away(self.hub.busy):
+            raw = next(
+                raw
+                for files in self.hub.repos.values()
+                for raw in files.values()
+                if hashlib.sha256(raw).hexdigest() == parts.path[1:]
+            )
+            tag = self.hub.tags.pop(0) if self.hub.tags else hashlib.md5(raw, usedforsecurity=False).hexdigest()
+            _send(self, raw, {"ETag": f'"{tag}"'})
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def do_PUT(self) -> None:
+        """A file that is uploaded."""
+        self.note()
+        raw = self.body()
+        self.hub.uploaded[hashlib.sha256(raw).hexdigest()] = raw
+        self.answer(200)
+
+
+def _objects(sent: bytes) -> list[dict[str, Any]]:
+    wanted: list[dict[str, Any]] = json.loads(sent)["objects"]
+    return wanted
+
+
+def _tag(raw: bytes) -> str:
+    """The git id of a small file, the SHA-256 of one in LFS."""
+    if len(raw) > _SMALL:
+        return hashlib.sha256(raw).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(raw) + raw, usedforsecurity=False).hexdigest()
+
+
+def _entry(name: str, raw: bytes) -> dict[str, Any]:
+    """A file in the answer of the tree API."""
+    entry: dict[str, Any] = {"type": "file", "path": name, "size": len(raw), "oid": _tag(raw)}
+    if len(raw) > _SMALL:
+        entry["lfs"] = {"oid": _tag(raw), "size": len(raw), "pointerSize": 130}
+    return entry
+
+
+def _send(handler: _Handler, raw: bytes, headers: Mapping[str, str]) -> None:
+    """A file or a range of it, and whatever lie is told."""
+    hub = handler.hub
+    found = _RANGE.fullmatch(handler.headers.get("Range", ""))
+    if found is None or (hub.lie == "whole" and handler.command == "GET"):
+        _write(handler, 200, raw, len(raw), headers)
+        return
+    start, stop = int(found[1]), int(found[2] or len(raw) - 1) + 1
+    part, total = raw[start:stop], len(raw)
+    announced = f"bytes {start + (hub.lie == 'range')}-{stop - 1}/{total + (hub.lie == 'total')}"
+    if hub.lie == "longer":
+        part += b"\0"
+    elif hub.lie == "shorter":
+        part = part[:-1]
+    chunked = hub.lie == "early"
+    _write(handler, 206, part, None if chunked else len(part), {**headers, "Content-Range": announced})
+
+
+def _write(handler: _Handler, status: int, part: bytes, length: int | None, headers: Mapping[str, str]) -> None:
+    """The answer; without a length it is chunked, and ends before its time."""
+    hub = handler.hub
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name, value)
+    handler.send_header(*(("Transfer-Encoding", "chunked") if length is None else ("Content-Length", str(length))))
+    handler.end_headers()
+    if handler.command == "HEAD":
+        return
+    if length is None:
+        handler.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(part) - 1, part[:-1]))
+        return
+    with hub.lock:
+        cut = hub.cuts > 0
+        hub.cuts -= cut
+    half = len(part) // 2
+    handler.wfile.write(part[:half])
+    if cut:
+        handler.close_connection = True
+    else:
+        time.sleep(hub.pause)
+        handler.wfile.write(part[half:])
+    with hub.lock:
+        hub.sent += half if cut else len(part)
