@@ -116,11 +116,18 @@ def read_config(checkpoint: Checkpoint) -> Subject:
     """What a checkpoint's ``config.json`` asks for.
 
     Raises:
-        UsageError: If transformers has no class for it, or only code in the checkpoint does.
+        UsageError: If it is an adapter without its base, or transformers has no class for it, or only code in the
+            checkpoint does.
     """
     folder = Path(checkpoint.root)
     if Path(checkpoint.uri).is_file():
         raise UsageError(f"{checkpoint.uri} is a file, and transformers loads folders: give {folder}")
+    if checkpoint.config is None and (folder / "adapter_config.json").exists():
+        raise UsageError(
+            f"{folder} holds an adapter, which runs with its base model only: merge the two (merge_and_unload of peft; "
+            "adapter_config.json names the base as base_model_name_or_path), save that, and verify it. scan reads "
+            "adapters as they are."
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
