@@ -7,7 +7,7 @@
     │   ├── SourceNotFoundError  nothing readable at SOURCE
     │   └── SettingsError        a configuration file, baseline or allow entry is wrong
     ├── CheckpointError          the checkpoint's bytes cannot be trusted
-    │   ├── HeaderError          a safetensors header breaks the format
+    │   ├── HeaderError          a safetensors or GGUF header breaks the format
     │   ├── IndexFileError       an index or config file cannot be read
     │   ├── ChangedError         the file changed while it was read, or since the plan was made
     │   └── TransferError        what is elsewhere does not come, or not as it should

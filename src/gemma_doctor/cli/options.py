@@ -39,10 +39,11 @@ __all__ = [
 
 SourceName: TypeAlias = Annotated[
     str,
-    typer.Argument(metavar="SOURCE", help="A .safetensors file, a checkpoint folder, or a Hub repository owner/name."),
+    typer.Argument(metavar="SOURCE", help="A .safetensors or .gguf file, a folder, or a Hub repository owner/name."),
 ]
 SourceNames: TypeAlias = Annotated[
-    list[str], typer.Argument(metavar="SOURCE...", help="A .safetensors file or a checkpoint folder, or several.")
+    list[str],
+    typer.Argument(metavar="SOURCE...", help="A .safetensors or .gguf file, or a checkpoint folder, or several."),
 ]
 Select: TypeAlias = Annotated[Words, option(WHAT, "RULE", "Run these rules only (id or prefix). Repeatable.")]
 Ignore: TypeAlias = Annotated[Words, option(WHAT, "RULE", "Leave these rules out; the longest prefix wins.")]

@@ -136,7 +136,7 @@ def short_names(sources: Sequence[str]) -> list[str]:
     """A name for each source that a file's name can hold: its last part, and a number where that is taken."""
     names: list[str] = []
     for source in sources:
-        stem = Path(source).resolve().name.removesuffix(".safetensors") or "root"
+        stem = Path(source).resolve().name.removesuffix(".safetensors").removesuffix(".gguf") or "root"
         names.append(next(name for name in chain([stem], (f"{stem}-{n}" for n in count(2))) if name not in names))
     return names
 
