@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from gemma_doctor import catalog
-from gemma_doctor.architectures import Model, detect_layout, identify
+from gemma_doctor.architectures import Model
 from gemma_doctor.architectures.ranges import ASSUMPTIONS
 from gemma_doctor.catalog import AnyRule
 from gemma_doctor.checkpoint import Checkpoint, is_repository, open_checkpoint, sha256
@@ -320,10 +320,8 @@ def verify(
     checkpoint = _fetched(source)
     other = None if against is None else _fetched(against)
     verified = _harness().verify(checkpoint, measures, other)
-    model = identify(checkpoint.config)
-    layout = detect_layout(model, checkpoint.tensors)
-    on_disk = {model.canonical(name, layout): name for name in checkpoint.tensors}
-    evidence = Evidence(verified.verification, model, on_disk, checkpoint.tensors)
+    known = assemble(checkpoint, {}, "float16", "transformers", whole=True)
+    evidence = Evidence(verified.verification, known.model, known.on_disk, checkpoint.tensors)
     parted = set_aside(
         [finding for rule in rules for finding in rule.check(evidence)],
         options.suppressions,
@@ -332,13 +330,13 @@ def verify(
     )
     return Report(
         version=__version__,
-        source=Source(checkpoint.uri, checkpoint.revision, checkpoint.format, model.family, checkpoint.files),
+        source=Source(checkpoint.uri, checkpoint.revision, checkpoint.format, known.model.family, checkpoint.files),
         target_dtype="float16",
         loader="transformers",
         coverage=Coverage(verified.asked, verified.asked - len(verified.skipped), verified.skipped),
         findings=parted.kept,
         suppressed=parted.suppressed,
-        remarks=(*parted.remarks, *_on_checkpointing(model, measures), *_on_bfloat16(verified.activations)),
+        remarks=(*parted.remarks, *_on_checkpointing(known.model, measures), *_on_bfloat16(verified.activations)),
         tensors=(),
         activations=verified.activations,
         verification=verified.verification,

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from gemma_doctor.tensors import TensorStats
+from gemma_doctor.tensors import FP16_MAX, TensorStats
 from gemma_doctor.verifications import Activation, FailingOp, Modality, Operand
 from gemma_doctor.verify.dtypes import name_of
 from gemma_doctor.verify.events import Event, Events, Key
 
 __all__ = ["Scene", "first_bad", "first_bad_weight", "loaded", "merged"]
 
+
+_LEAST = -(2.0**127)
+"""Where float32 reaches so far down, a mask has been added (its least finite number is nearly -2**128)."""
 
 _TELLING = ("eps", "scale", "clip", "cap")
 """Words in the names of constants that bear on overflow."""
@@ -32,7 +35,9 @@ def first_bad(events: Events, reference: Mapping[Key, TensorStats] | None) -> Ev
     excused: set[int] = set()
     for event in events.nonfinite():
         known = None if reference is None else reference.get(event.key)
-        if known is not None:
+        if _hides(event, events, known):
+            meant = True
+        elif known is not None:
             meant = known.nan + known.inf > 0
         else:
             meant = event.unbounded or any(step in excused for step in event.inputs)
@@ -40,6 +45,19 @@ def first_bad(events: Events, reference: Mapping[Key, TensorStats] | None) -> Ev
             return event
         excused.add(event.step)
     return None
+
+
+def _hides(event: Event, events: Events, known: TensorStats | None) -> bool:
+    """Whether its infinities are a mask's: transformers hides positions by the least finite number of the dtype.
+
+    A score below -16 added to float16's, -65504, gives -inf, which hides as well; float32's stays finite. Where every
+    position of a row is hidden so, the softmax gives NaN, which is a fault and is seen there.
+    """
+    if event.stats.nan:
+        return False
+    if known is not None:
+        return known.minimum is not None and known.minimum <= _LEAST
+    return any(events.stats(step).minimum == -FP16_MAX for step in event.inputs)
 
 
 def first_bad_weight(seen: Mapping[str, TensorStats], stored: Mapping[str, TensorStats] | None) -> str | None:
