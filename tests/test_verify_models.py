@@ -77,6 +77,13 @@ def test_pickled_weights_are_never_loaded(tmp_path: Path, monkeypatch: pytest.Mo
         doctor.verify(tmp_path, SHORT)
 
 
+def test_an_unknown_model_is_named(tmp_path: Path) -> None:
+    config = {"model_type": "foonet", "architectures": ["FooNet"]}
+    folder = write(tmp_path / "unknown", {"a": healthy(tiny_gemma3_config())["model.norm.weight"]}, config)
+    with pytest.raises(UsageError, match="foonet"):
+        doctor.verify(folder, SHORT)
+
+
 def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     config = {**tiny_gemma3_config(), "model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
     folder = write(tmp_path / "checkpoint", healthy(tiny_gemma3_config()), config)

@@ -130,6 +130,8 @@ def read_config(checkpoint: Checkpoint) -> Subject:
         )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ImportError as error:
+        raise _unusable(error) from error
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
             f"{folder}: transformers {transformers.__version__} cannot read its config.json: {_first_line(error)}. "
@@ -143,8 +145,7 @@ def _model_class(folder: Path, config: Any) -> Any:  # noqa: ANN401  # classes o
         try:
             found = getattr(transformers, name, None)
         except ImportError as error:
-            cause = _first_line(error.__cause__ or error)
-            raise UsageError(f"transformers {transformers.__version__} cannot be used here: {name}: {cause}") from error
+            raise _unusable(error) from error
         if isinstance(found, type) and issubclass(found, nn.Module):
             return _runnable(folder, found)
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageClassification):
@@ -165,5 +166,10 @@ def _runnable(folder: Path, build: Any) -> Any:  # noqa: ANN401  # as above
     return build
 
 
+def _unusable(error: ImportError) -> UsageError:
+    cause = _first_line(error.__cause__ or error)
+    return UsageError(f"transformers {transformers.__version__} cannot be used here: {_first_line(error)} ({cause})")
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

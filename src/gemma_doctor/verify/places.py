@@ -53,7 +53,7 @@ class Places:
         return cls(
             names={module: name for name, module in model.named_modules()},
             parameters={id(tensor): name for name, tensor in tensors},
-            storages={tensor.untyped_storage().data_ptr(): name for name, tensor in tensors},
+            storages={tensor.untyped_storage().data_ptr(): name for name, tensor in tensors if not tensor.is_meta},
         )
 
     @contextmanager

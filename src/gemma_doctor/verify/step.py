@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from gemma_doctor.errors import UsageError
 from gemma_doctor.kernels.outputs import launch
 from gemma_doctor.tensors import TensorStats
+from gemma_doctor.verify.offloaded import tensors_of
 
 __all__ = ["Step", "forward", "gradients", "parameter_stats"]
 
@@ -74,11 +75,11 @@ def gradients(model: nn.Module, loss: Tensor, scale: float) -> dict[str, TensorS
 
 
 def parameter_stats(model: nn.Module) -> dict[str, TensorStats]:
-    """The figures of every floating-point parameter and persistent buffer, as it was cast."""
+    """The figures of every floating-point parameter and persistent buffer, as it was cast; offloaded ones too."""
     kept = set(model.state_dict(keep_vars=True))
-    tensors = {
-        name: tensor.detach()
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        if name in kept and tensor.is_floating_point() and tensor.numel() and not tensor.is_meta
+    launched = {
+        name: launch([tensor])
+        for name, tensor in tensors_of(model)
+        if name in kept and tensor.is_floating_point() and tensor.numel()
     }
-    return dict(zip(tensors, launch(list(tensors.values())).stats(), strict=True)) if tensors else {}
+    return {name: one.stats()[0] for name, one in launched.items()}
