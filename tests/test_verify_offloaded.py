@@ -1,4 +1,4 @@
-"""A model that its device cannot hold: accelerate keeps its weights elsewhere, and what they become is seen all the same.
+"""A model that its device cannot hold: accelerate keeps its weights elsewhere, and what they become is still seen.
 
 accelerate's hooks are the real ones, with a CPU as the device that runs: in memory and on disk.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import accelerate
+import accelerate  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import tiny_models  # noqa: F401  # makes torchvision importable beside a torch for CPUs
