@@ -28,7 +28,7 @@ def test_a_llama_is_run(tmp_path: Path) -> None:
     assert doctor.exit_code(report) == 0
     assert report.verification is not None
     assert [run.modality for run in report.verification.runs] == ["text"]
-    assert report.source.architecture == "generic"
+    assert report.source.architecture == "llama"
 
 
 def test_layers_that_share_kv_are_warned_of_reentrant_checkpointing(tmp_path: Path) -> None:
