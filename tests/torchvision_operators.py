@@ -17,6 +17,6 @@ except RuntimeError:
         library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 if __name__ == "__main__":
-    from gemma_doctor.cli import main
+    from gemma_doctor.__main__ import main
 
     main()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def check_target(target: str | Path | None) -> None:
 
 
 def write(target: str | Path, text: str) -> None:
-    """Write a document; a reader of standard output that goes away early is no error.
+    """Write a document, all of it or nothing; a reader of standard output that goes away early is no error.
 
     Raises:
         UsageError: The system refuses; the message says why.
@@ -50,7 +51,7 @@ def write(target: str | Path, text: str) -> None:
         if target == STDOUT:
             _write_whole(sys.stdout, text)
         else:
-            Path(target).write_text(text, encoding="utf-8", newline="\n")
+            _write_file(Path(target), text)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
@@ -65,6 +66,22 @@ def _write_whole(stream: TextIO, text: str) -> None:
     while rest:
         rest = rest[stream.buffer.write(rest) :]
     stream.buffer.flush()
+
+
+def _write_file(target: Path, text: str) -> None:
+    """Write a file that has its name once it is whole; a pipe or device is written to as it is."""
+    if target.exists() and not target.is_file():
+        target.write_text(text, encoding="utf-8", newline="\n")
+        return
+    place = target.resolve()  # a link stays one
+    fresh = place.with_name(f".gemma-doctor-{secrets.token_hex(8)}.partial")
+    try:
+        fresh.write_text(text, encoding="utf-8", newline="\n")
+        if place.exists():
+            shutil.copymode(place, fresh)
+        fresh.replace(place)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def append(path: Path, text: str) -> str:
