@@ -26,7 +26,7 @@ EXAMPLES = [
 
 
 def test_the_commands_are_those_that_work() -> None:
-    assert sorted(COMMANDS) == ["demo", "repair", "report", "rule", "scan", "verify"]
+    assert sorted(COMMANDS) == ["completion", "demo", "repair", "report", "rule", "scan", "verify"]
     assert len(EXAMPLES) > 10
 
 
@@ -53,6 +53,14 @@ def test_the_help_of_scan_is_in_sections_and_names_every_choice() -> None:
     for option, choices in {"--loader": LOADERS, "--target-dtype": TARGET_DTYPES, "--fail-on": FAIL_ON}.items():
         assert f"{option} {'|'.join(choices)}\n" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_the_help_fits_a_terminal_of_80_columns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = call(*name.split(), "--help").out
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    assert not re.search(r"\w\.\.\.", text)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

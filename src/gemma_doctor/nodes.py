@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -105,6 +106,13 @@ class Node:
         if not isinstance(self.value, float) or not math.isfinite(self.value):
             self.expected("a finite number")
         return self.value
+
+    def magnitude(self) -> float:
+        """The value as a number of at least 0 that float64 can hold."""
+        number = self.number()
+        if not 0 <= number <= sys.float_info.max:
+            self.expected("a number of at least 0 that float64 can hold")
+        return float(number)
 
     def choice(self, options: Collection[Word]) -> Word:
         """The value as one of ``options``."""

@@ -7,7 +7,7 @@ Standard output carries the report, or nothing but the document that goes to ``-
 
 from __future__ import annotations
 
-from gemma_doctor.cli import demonstrate, explain, mend, report, run, scan
+from gemma_doctor.cli import complete, demonstrate, explain, mend, report, run, scan
 from gemma_doctor.cli.frame import Sections, app, main
 
 __all__ = ["app", "main"]
@@ -18,3 +18,4 @@ app.command("verify", cls=Sections, epilog=run.EPILOG)(run.command)
 app.command("report", cls=Sections, epilog=report.EPILOG)(report.command)
 app.command("rule", cls=Sections, epilog=explain.EPILOG)(explain.command)
 app.command("demo", cls=Sections, epilog=demonstrate.EPILOG)(demonstrate.command)
+app.command("completion", cls=Sections, epilog=complete.EPILOG)(complete.command)

@@ -33,7 +33,10 @@ def command(
         Path | None, option(OUTPUT, "DIR", f"Keep both checkpoints: DIR/{_SICK} and DIR/{MENDED}. New or empty.")
     ] = None,
 ) -> None:
-    """Build a small sick Gemma 3n, scan it, repair it, scan the mended copy, and run it if torch is there."""
+    """Build a small sick Gemma 3n, scan it, mend it, scan it again.
+
+    Where torch and transformers work, the mended copy is also run in float16.
+    """
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} is not an empty folder; name a new one with --output")
     with nullcontext(output) if output else tempfile.TemporaryDirectory(prefix="gemma-doctor-") as folder:

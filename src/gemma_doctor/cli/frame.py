@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
@@ -44,22 +46,38 @@ ROOT_EPILOG = """Examples:
   gemma-doctor rule GD104
   gemma-doctor demo
 
-Exit codes: 0 healthy, 1 findings at or above --fail-on, 2 could not tell."""
+Exit codes: 0 healthy, 1 findings at or above --fail-on, 2 could not tell.
+`gemma-doctor COMMAND --help` has the options; `completion` makes Tab know them."""
 
 
 class _Commands(TyperGroup):
     """The commands; an error of the user's or the system's becomes one sentence and exit code 2."""
 
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # click's types: typer uses click, or a copy of it
+    def make_context(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401  # click's types, or typer's copy of them
+        """Read the arguments; help and version are printed here."""
+        with _told():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # as above
         """Run the command that the arguments name."""
-        try:
+        with _told():
             return super().invoke(ctx)
-        except (DoctorError, OSError) as error:
-            say(f"gemma-doctor: {error}")
-            raise typer.Exit(COULD_NOT_TELL) from None
-        except KeyboardInterrupt:
-            say("gemma-doctor: interrupted")
-            raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turns what ends a command before its time into a sentence and an exit code."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader of a help has gone: it has read what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit from None
+    except (DoctorError, OSError) as error:
+        say(f"gemma-doctor: {error}")
+        raise typer.Exit(COULD_NOT_TELL) from None
+    except KeyboardInterrupt:
+        say("gemma-doctor: interrupted")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 class Sections(TyperCommand):
@@ -71,11 +89,18 @@ class Sections(TyperCommand):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             section = getattr(param, "rich_help_panel", None) or f"{param.param_type_name.capitalize()}s"
+            if record and param.param_type_name == "argument":
+                record = (param.metavar, param.help)  # and not the type's name
             if record:
                 sections.setdefault(section, []).append(record)
-        for title in sorted(sections, key=lambda title: title == RUNNING):  # last, wherever its options are declared
+        last = [RUNNING, "Options"]  # wherever they are declared
+        for title in sorted(sections, key=lambda title: last.index(title) if title in last else -1):
             with formatter.section(title):
                 formatter.write_dl(sections[title])
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401  # as above
+        """``[OPTIONS] SOURCE``; typer writes the name of a required argument in braces."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
 
 app = typer.Typer(
@@ -92,11 +117,19 @@ def main() -> None:
     """Run the command line. A fault of this program must not look like a finding, so it too exits with 2."""
     sys.stdout, sys.stderr = _encodable(sys.stdout), _encodable(sys.stderr)
     try:
-        app(prog_name="gemma-doctor")
+        app(prog_name="gemma-doctor", args=[_at_home(word) for word in sys.argv[1:]])
     except Exception:  # noqa: BLE001  # Python would exit with 1
         traceback.print_exc()
         say("gemma-doctor: this is a fault of gemma-doctor; please report it with the lines above")
         sys.exit(COULD_NOT_TELL)
+
+
+def _at_home(word: str) -> str:
+    """The word with the home folder for a ``~/`` that the shell has left: in quotes, or after ``--json=``."""
+    name, equals, value = word.partition("=")
+    if word.startswith("--") and equals and value.startswith("~/"):
+        return f"{name}={Path(value).expanduser()}"
+    return str(Path(word).expanduser()) if word.startswith("~/") else word
 
 
 def _encodable(stream: Any) -> Any:  # noqa: ANN401  # a text stream, or None where the caller has closed it

@@ -34,7 +34,8 @@ EPILOG = """Examples:
 \b
   gemma-doctor repair gemma-3n-E2B-it/ --dry-run
   gemma-doctor repair gemma-3n-E2B-it/ --output mended --html report.html
-  gemma-doctor repair gemma-3n-E2B-it/ --output mended --pass rescale-conv --calibration trace.json
+  gemma-doctor repair gemma-3n-E2B-it/ --output mended --pass rescale-conv
+  gemma-doctor repair sick/ --output mended --calibration trace.json
   gemma-doctor repair gemma-3n-E2B-it/ --dry-run --save-plan plan.json
   gemma-doctor repair google/gemma-3n-E2B-it --output mended
   gemma-doctor repair gemma-3n-E2B-it/ --plan plan.json --output mended --link
@@ -82,7 +83,7 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
     json: Annotated[str | None, option(OUTPUT, "PATH", "Write plan and result as JSON; - is standard output.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a mended copy of a checkpoint; the source is never touched (but by --in-place).
+    """Write a mended copy; the source is not touched (but by --in-place).
 
     Scans, plans what mends the findings, prints the plan, writes the copy and checks every byte of it.
     """

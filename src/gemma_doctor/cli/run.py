@@ -29,11 +29,12 @@ EPILOG = """Examples:
 
 \b
   gemma-doctor verify gemma-3n-E2B-it/
-  gemma-doctor verify gemma-3-4b-it/ --modality text --seq-len 2048 --memory-limit 16
+  gemma-doctor verify gemma-3-4b-it/ --modality text --seq-len 2048
+  gemma-doctor verify gemma-3-4b-it/ --memory-limit 16
   gemma-doctor verify mended/ --against gemma-3n-E2B-it/ --json report.json
   gemma-doctor verify google/gemma-3n-E2B-it --revision main
   gemma-doctor verify gemma-3n-E2B-it/ --no-backward --trace trace.json
-  gemma-doctor repair gemma-3n-E2B-it/ --output mended --calibration trace.json
+  gemma-doctor repair gemma-3n-E2B-it/ --dry-run --calibration trace.json
 
 It needs torch and transformers: pip install 'gemma-doctor[verify]'. Code of a checkpoint is never run, and
 nothing is fetched but a Hub repository that SOURCE names, to the Hub's cache.
@@ -157,9 +158,10 @@ def command(  # noqa: PLR0913, PLR0917  # typer reads the options from the signa
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Run float16 forward and backward; confirm there are no infs, or name the first op that fails.
+    """Run the model in float16; name the first operation that fails.
 
-    Every operation is watched, and compared with a float32 run of the same inputs.
+    Forward and backward: every operation is watched, and compared with a
+    float32 run of the same inputs.
     """
     outputs.check(trace=trace)
     if trace is not None and manner.reference == "none":

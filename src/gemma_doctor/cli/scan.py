@@ -27,11 +27,12 @@ EPILOG = """Examples:
 \b
   gemma-doctor scan gemma-3n-E2B-it/
   gemma-doctor scan model.safetensors --select GD1 --fail-on warning
-  gemma-doctor scan gemma-3n-E2B-it/ --include '*vision_tower*' --json report.json
-  gemma-doctor scan gemma-3n-E2B-it/ --html report.html --plot weights.svg --quiet
+  gemma-doctor scan gemma-3n-E2B-it/ --include '*vision*' --json report.json
+  gemma-doctor scan gemma-3n-E2B-it/ --html report.html --plot weights.svg
   gemma-doctor scan model.safetensors --write-baseline known.json
-  gemma-doctor scan model.safetensors --baseline known.json --json - | jq .summary
-  gemma-doctor scan models/*/ --quiet --json all.json --html 'report-{name}.html'
+  gemma-doctor scan model.safetensors --baseline known.json --fail-on note
+  gemma-doctor scan model.safetensors --json - | jq .summary
+  gemma-doctor scan models/*/ --quiet --html 'report-{name}.html'
   gemma-doctor scan /mnt/models/*/ --dask tcp://scheduler:8786
   gemma-doctor scan google/gemma-3n-E2B-it --include '*vision_tower*'
   gemma-doctor scan google/gemma-3n-E2B-it --revision main --download
@@ -42,8 +43,10 @@ measured are fetched, and nothing is written to disk unless --download is given;
 there. HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean to hf. Stores other than http(s) need
 pip install 'gemma-doctor[remote]'.
 
-Settings: the command line wins over --config FILE, that over gemma-doctor.toml beside the checkpoint, that over
-[tool.gemma-doctor] of the nearest pyproject.toml. Only the first of these files is read.
+\b
+Settings: the command line wins over --config FILE, that over
+gemma-doctor.toml beside the checkpoint, that over [tool.gemma-doctor] of
+the nearest pyproject.toml. Only the first of these files is read.
 
 Several SOURCES: a report for each, then a table; one that cannot be read does not stop the others. A path with
 {name} in it is written for each source. Without, --json is a list of reports, --sarif a log of several runs,

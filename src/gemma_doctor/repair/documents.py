@@ -200,13 +200,6 @@ def _dtype(node: Node) -> str:
     return text
 
 
-def _limit(node: Node) -> float:
-    number = node.number()
-    if number < 0:
-        node.expected("a number of at least 0")
-    return float(number)
-
-
 def _uint32(node: Node) -> int:
     number = node.count()
     if number >= 1 << 32:
@@ -227,7 +220,7 @@ _FIELDS: Mapping[str, Callable[[Node], object]] = {
     "tensor": _name,
     "exponent": _exponent,
     "dtype": _dtype,
-    "limit": _limit,
+    "limit": Node.magnitude,
     "shape": _shape,
     "beside": _name,
     "to": _name,

@@ -71,11 +71,4 @@ def _measured(node: Node) -> Measured:
     if members.get("peak") is not None and members["peak"].value is None:
         members["peak"].expected("a finite number: an overflowed run has no peak, so trace the float32 reference")
     square = members.get("mean_square_min")
-    return Measured(_magnitude(node.member("peak")), None if square is None else square.maybe(_magnitude))
-
-
-def _magnitude(node: Node) -> float:
-    number = node.number()
-    if number < 0:
-        node.expected("a number of at least 0")
-    return float(number)
+    return Measured(node.member("peak").magnitude(), None if square is None else square.maybe(Node.magnitude))

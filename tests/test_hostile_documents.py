@@ -1,0 +1,131 @@
+"""Documents of strangers: mutated ones, and those that are made to exhaust memory or time.
+
+``tools/fuzz_documents.py`` goes on where the first test stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import checkpoint_bytes
+import numpy as np
+import pytest
+from checkpoints import tiny_gemma3_config, tiny_gemma3_multimodal_config, tiny_gemma3n_config, write
+from command import call
+from hostile_documents import targets
+
+TARGETS = targets()
+NUMBER = "9" * 5000
+LAYERS = ("num_hidden_layers", "conf_num_hidden_layers", "altup_num_inputs", "num_attention_heads", "patch_size")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_mutants_are_refused_or_keep_the_readers_law(name: str) -> None:
+    rng, target = random.Random(5), TARGETS[name]
+    accepted = sum(target.reader(checkpoint_bytes.mutated(rng.choice(target.seeds), rng)) for _ in range(150))
+    assert 0 < accepted < 150
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\0",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"a": ' + NUMBER.encode() + b"}",
+        b"a = " + NUMBER.encode(),
+    ],
+    ids=["empty", "NUL", "UTF-16", "brackets", "braces", "digits", "TOML digits"],
+)
+def test_what_is_no_document_is_refused(name: str, text: bytes) -> None:
+    assert not TARGETS[name].reader(text) or (name, text) == ("settings", b"")
+
+
+def test_a_limit_beyond_float64_is_refused() -> None:
+    seed = json.loads(TARGETS["plan"].seeds[0])
+    next(edit for edit in seed["edits"] if edit["op"] == "clamp")["limit"] = 10**309
+    assert not TARGETS["plan"].reader(json.dumps(seed).encode())
+
+
+def test_a_peak_beyond_float64_is_refused() -> None:
+    seed = json.loads(TARGETS["trace"].seeds[0])
+    assert TARGETS["trace"].reader(json.dumps(seed).encode())
+    seed["activations"][0]["peak"] = 10**309
+    assert not TARGETS["trace"].reader(json.dumps(seed).encode())
+
+
+@pytest.mark.parametrize(
+    "value", [10**9, 2**63, -1, 0, 1e308, 10**309, float("nan"), float("inf"), "9" * 10**6, [[]] * 10**5, {}]
+)
+@pytest.mark.parametrize("make", [tiny_gemma3_config, tiny_gemma3_multimodal_config, tiny_gemma3n_config])
+def test_a_config_cannot_exhaust_memory_or_time(make: Any, value: object) -> None:  # noqa: ANN401
+    """Every number of a config, one after the other, becomes what nobody would write."""
+    config, started = make(), time.process_time()
+    for section in (config, *(part for part in config.values() if isinstance(part, dict))):
+        for key in [key for key, kept in section.items() if isinstance(kept, int)]:
+            kept, section[key] = section[key], value
+            TARGETS["config"].reader(json.dumps(config).encode())
+            section[key] = kept
+    assert time.process_time() - started < 20
+    for key in LAYERS:
+        if key in config:
+            assert not TARGETS["config"].reader(json.dumps({**config, key: 10**9}).encode())
+
+
+LIMITED = """
+import resource, sys
+from gemma_doctor.cli import main
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+main()
+"""
+
+
+@pytest.mark.parametrize("make", [tiny_gemma3_config, tiny_gemma3n_config])
+def test_the_deepest_config_that_is_allowed_is_scanned_within_a_gigabyte(tmp_path: Path, make: Any) -> None:  # noqa: ANN401
+    config = make()
+    section = config.get("text_config", config)
+    section |= {"num_hidden_layers": 1024, "num_kv_shared_layers": 0}
+    for key in ("layer_types", "intermediate_size", "activation_sparsity_pattern"):
+        section.pop(key, None)
+    write(tmp_path / "deep", {"model.norm.weight": np.ones(16, np.float32)}, config)
+    command = [sys.executable, "-c", LIMITED, "scan", "deep", "--json", "report.json"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (1, "")
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert sum(finding["rule"] == "GD205" for finding in report["findings"]) > 1024
+
+
+@pytest.mark.parametrize("name", ["config.json", "gemma-doctor.toml"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device"])
+def test_special_files_are_never_waited_for(tmp_path: Path, name: str, kind: str) -> None:
+    folder = write(tmp_path / "model", {"a.weight": np.ones((4, 4), np.float32)})
+    path = folder / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path if kind == "loop" else "/dev/zero")
+    done = call("scan", folder)
+    assert done.code in (0, 2)
+    assert done.code == 0 or name in done.err
+
+
+@pytest.mark.parametrize("option", ["--baseline", "--config"])
+def test_a_device_without_end_is_no_settings_file(tmp_path: Path, option: str) -> None:
+    folder = write(tmp_path / "model", {"a.weight": np.ones((4, 4), np.float32)})
+    done = call("scan", folder, option, "/dev/zero")
+    assert (done.code, done.out) == (2, "")
+    assert "larger than 16 MiB" in done.err
