@@ -10,7 +10,7 @@ import random
 
 import pytest
 from applying import tree
-from checkpoints import healthy, in_bfloat16, plant_published, tiny_gemma3n_config, write
+from checkpoints import healthy, plant_published, tiny_gemma3n_config, write
 from harm import HARMS, Ended, Scene, judge, prepare, set_up
 
 
@@ -18,7 +18,7 @@ from harm import HARMS, Ended, Scene, judge, prepare, set_up
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     """A small Gemma 3n with the published faults, and what the commands make of it."""
     config = tiny_gemma3n_config()
-    source = write(tmp_path_factory.mktemp("sick"), in_bfloat16(plant_published(healthy(config))), config, shards=2)
+    source = write(tmp_path_factory.mktemp("sick"), plant_published(healthy(config)), config, shards=2)
     return set_up(tmp_path_factory.mktemp("scene"), source)
 
 

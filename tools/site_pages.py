@@ -28,7 +28,7 @@ ROOT_PAGES = {
 }
 """Documents of the root, and the pages that they become."""
 
-COMMANDS = ("scan", "repair", "verify", "report", "rule", "demo")
+COMMANDS = ("scan", "repair", "verify", "report", "rule", "demo", "completion")
 
 _LINK = re.compile(
     r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>(?!https?://|#|mailto:)[^)#\s]+)(?P<anchor>#[^)\s]*)?\)"

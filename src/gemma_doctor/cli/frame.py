@@ -87,10 +87,10 @@ class Sections(TyperCommand):
         """Write the arguments and options, section by section."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
+            record: Any = param.get_help_record(ctx)
             section = getattr(param, "rich_help_panel", None) or f"{param.param_type_name.capitalize()}s"
             if record and param.param_type_name == "argument":
-                record = (param.metavar, param.help)  # and not the type's name
+                record = (param.metavar, getattr(param, "help", ""))  # and not the type's name
             if record:
                 sections.setdefault(section, []).append(record)
         last = [RUNNING, "Options"]  # wherever they are declared
