@@ -60,7 +60,7 @@ def test_the_help_fits_a_terminal_of_80_columns(name: str, monkeypatch: pytest.M
     monkeypatch.setenv("COLUMNS", "80")
     text = call(*name.split(), "--help").out
     assert [line for line in text.splitlines() if len(line) > 80] == []
-    assert not re.search(r"\w\.\.\.", text)
+    assert not re.search(r"[a-z,]\.\.\.$", text.partition("\n")[2], re.MULTILINE)  # a summary that was cut
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

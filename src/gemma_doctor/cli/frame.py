@@ -99,8 +99,9 @@ class Sections(TyperCommand):
                 formatter.write_dl(sections[title])
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401  # as above
-        """``[OPTIONS] SOURCE``; typer writes the name of a required argument in braces."""
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        """``[OPTIONS] SOURCE...``; typer puts the name of a required argument in braces, and dots behind."""
+        pieces = super().collect_usage_pieces(ctx)
+        return [piece.replace("{", "").replace("}", "").replace("......", "...") for piece in pieces]
 
 
 app = typer.Typer(

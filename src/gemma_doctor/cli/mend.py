@@ -83,7 +83,7 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
     json: Annotated[str | None, option(OUTPUT, "PATH", "Write plan and result as JSON; - is standard output.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a mended copy; the source is not touched (but by --in-place).
+    """Write a mended copy; only --in-place touches the source.
 
     Scans, plans what mends the findings, prints the plan, writes the copy and checks every byte of it.
     """
