@@ -31,6 +31,7 @@ from gemma_doctor import settings
 from gemma_doctor.architectures import identify
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.checkpoint.config import read_config
+from gemma_doctor.checkpoint.stores import Folder
 from gemma_doctor.errors import IndexFileError, SettingsError, UsageError
 from gemma_doctor.repair.documents import plan_text, read_plan
 from gemma_doctor.repair.evidence.calibration import read_calibration
@@ -77,7 +78,7 @@ def reads_config(text: bytes) -> bool:
     """Whether a config is accepted; then it declares no more tensors than its limits allow."""
     with _file(text, "config.json") as path:
         try:
-            model = identify(read_config(path.parent))
+            model = identify(read_config(Folder(path.parent)))
         except IndexFileError:
             return False
     if len(model.expected) > MOST_TENSORS or len(model.values) > MOST_TENSORS:

@@ -65,15 +65,6 @@ def test_a_model_is_spread_where_its_device_cannot_hold_it(
     assert machine.room(nbytes, torch.device("cpu"), limit) is None
 
 
-@pytest.mark.parametrize(("beside", "told"), [({}, "no config.json"), ({"adapter_config.json": "{}"}, "the base")])
-def test_tensors_that_are_no_model_are_refused(tmp_path: Path, beside: dict[str, str], told: str) -> None:
-    folder = write(tmp_path / "part", {"a.lora_A.weight": healthy(tiny_gemma3_config())["model.norm.weight"]})
-    for name, text in beside.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    with pytest.raises(UsageError, match=told):
-        doctor.verify(folder, SHORT)
-
-
 def test_pickled_weights_are_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = transformers.LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     config.architectures = ["LlamaForCausalLM"]

@@ -101,7 +101,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     if arguments.guided:
         target = known[arguments.target]
-        guide(Watched(target.reader), target.seeds, arguments)
+        guide(Watched(target.reader), target.seeds, checkpoint_bytes.mutated, arguments)
         sys.exit()
     names = known if arguments.target == "all" else (arguments.target,)
     for name in names:
