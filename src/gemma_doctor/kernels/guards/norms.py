@@ -38,7 +38,10 @@ def rms_norm(
     """
     if torch.compiler.is_compiling():  # it fuses plain torch itself, and decides what to keep for the gradient
         return norms_torch.forward(Operands(x, weight, scale), form)[0]
-    result: torch.Tensor = _RmsNorm.apply(x, weight, scale, form)
+    if not torch.is_grad_enabled() or not (x.requires_grad or (weight is not None and weight.requires_grad)):
+        result: torch.Tensor = _way(x, form).forward(Operands(x, weight, scale), form)[0]
+    else:
+        result = _RmsNorm.apply(x, weight, scale, form)
     return result
 
 
@@ -53,8 +56,7 @@ class _RmsNorm(torch.autograd.Function):  # type: ignore[misc]  # torch counts a
         scale: torch.Tensor | None,
         form: Form,
     ) -> torch.Tensor:
-        with torch.cuda.device_of(x):  # Triton launches on the current device
-            y, inverse = _way(x, form).forward(Operands(x, weight, scale), form)
+        y, inverse = _way(x, form).forward(Operands(x, weight, scale), form)
         ctx.save_for_backward(x, weight, scale, inverse)
         ctx.form = form
         return y
@@ -64,8 +66,7 @@ class _RmsNorm(torch.autograd.Function):  # type: ignore[misc]  # torch counts a
         *tensors, inverse = ctx.saved_tensors
         operands, form = Operands(*tensors), ctx.form
         frozen = not ctx.needs_input_grad[1]
-        with torch.cuda.device_of(operands.x):
-            dx, dw = _way(operands.x, form).backward(grad, operands, inverse, form, frozen=frozen)
+        dx, dw = _way(operands.x, form).backward(grad, operands, inverse, form, frozen=frozen)
         return dx, dw, None, None
 
 

@@ -1,4 +1,8 @@
-"""The kernels of :mod:`.norms_fused`: each program normalises some positions, with all of their channels in registers.
+"""The kernels of :mod:`.norms_fused`, one pair for channels that lie beside each other and one for maps.
+
+Where channels come last, a program holds some rows at a time in registers, each cut into two tiles of a power of two
+(640 = 512 + 128), so that few lanes idle. In maps (batch, channels, positions) a program takes some positions and goes
+through their channels twice: the second time they come from the cache.
 
 GELU by tanh is z * sigmoid(2u) with u = sqrt(2 / pi) * (z + 0.044715 * z**3), since (1 + tanh(u)) / 2 = sigmoid(2u)
 (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016).
@@ -9,120 +13,220 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["backward", "forward"]
+__all__ = ["maps_backward", "maps_forward", "rows_backward", "rows_forward"]
 
 _TWICE, _CUBIC, _THREE_CUBIC = tl.constexpr(1.5957691216057308), tl.constexpr(0.044715), tl.constexpr(0.134145)
 """2 * sqrt(2 / pi), GELU's coefficient, and three times that."""
 
 
 @triton.jit
-def forward(
+def rows_forward(
+    x, y, weight, scale, inverse, rows, eps, offset,
+    channels: tl.constexpr, head: tl.constexpr, rest: tl.constexpr, block: tl.constexpr, gelu: tl.constexpr,
+):  # fmt: skip
+    """Normalises ``block`` rows.
+
+    Args:
+        x: Input, shape (rows, channels).
+        y: The result, laid out alike.
+        weight: Shape (channels,), or None.
+        scale: Shape (channels,), float32, or None.
+        inverse: Where 1 / sqrt(mean square + eps) goes, shape (rows,), float32.
+        rows: How many there are.
+        eps: Added to the mean square.
+        offset: Added to the weight.
+        channels: How many there are, at most ``head + rest``.
+        head: Channels of the first tile, a power of two.
+        rest: Channels of the second, a power of two; 0 for none.
+        block: Rows of a program, a power of two.
+        gelu: Whether GELU follows.
+    """
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    c, place, inside = _row_tile(row, rows, 0, head, channels)
+    values = _read(x + place, inside) * _factors(scale, c, channels)[None, :]
+    total = tl.sum(values * values, axis=1)
+    if rest:
+        c2, place2, inside2 = _row_tile(row, rows, head, rest, channels)
+        values2 = _read(x + place2, inside2) * _factors(scale, c2, channels)[None, :]
+        total += tl.sum(values2 * values2, axis=1)
+    factor = tl.rsqrt(total / channels + eps)
+    tl.store(inverse + row, factor, mask=row < rows)
+    _write(y + place, values * factor[:, None] * _gain(weight, c, channels, offset)[None, :], inside, gelu)
+    if rest:
+        _write(y + place2, values2 * factor[:, None] * _gain(weight, c2, channels, offset)[None, :], inside2, gelu)
+
+
+@triton.jit
+def rows_backward(
+    grad, x, dx, weight, dw, scale, inverse, rows, offset,
+    channels: tl.constexpr, head: tl.constexpr, rest: tl.constexpr, block: tl.constexpr, gelu: tl.constexpr,
+):  # fmt: skip
+    """The gradients of every so many-th ``block`` of rows.
+
+    Args:
+        grad: Of the result, laid out as x.
+        x: As in :func:`rows_forward`, and so on.
+        dx: Where the gradient of x goes.
+        weight: See there.
+        dw: Where each program's part of the weight's gradient goes, shape (programs, channels), float32, or None.
+        scale: See there.
+        inverse: What :func:`rows_forward` put there.
+        rows: See there.
+        offset: See there.
+        channels: See there.
+        head: See there.
+        rest: See there.
+        block: See there.
+        gelu: See there.
+    """
+    c = tl.arange(0, head)
+    gain, factors = _gain(weight, c, channels, offset)[None, :], _factors(scale, c, channels)[None, :]
+    parts = tl.zeros((block, head), tl.float32)
+    if rest:
+        c2 = head + tl.arange(0, rest)
+        gain2, factors2 = _gain(weight, c2, channels, offset)[None, :], _factors(scale, c2, channels)[None, :]
+        parts2 = tl.zeros((block, rest), tl.float32)
+    for first in range(tl.program_id(0) * block, rows, tl.num_programs(0) * block):
+        row = first + tl.arange(0, block)
+        factor = tl.load(inverse + row, mask=row < rows, other=0.0)[:, None]
+        _, place, inside = _row_tile(row, rows, 0, head, channels)
+        normal = _read(x + place, inside) * factors * factor
+        g = _before_gelu(_read(grad + place, inside), normal * gain, gelu)
+        parts += g * normal
+        total = tl.sum(g * gain * normal, axis=1)
+        if rest:
+            _, place2, inside2 = _row_tile(row, rows, head, rest, channels)
+            normal2 = _read(x + place2, inside2) * factors2 * factor
+            g2 = _before_gelu(_read(grad + place2, inside2), normal2 * gain2, gelu)
+            parts2 += g2 * normal2
+            total += tl.sum(g2 * gain2 * normal2, axis=1)
+        mean = (total / channels)[:, None]
+        _write(dx + place, (g * gain - normal * mean) * factor * factors, inside, False)  # noqa: FBT003  # no names
+        if rest:
+            _write(dx + place2, (g2 * gain2 - normal2 * mean) * factor * factors2, inside2, False)  # noqa: FBT003
+    if dw is not None:
+        line = dw + tl.program_id(0).to(tl.int64) * channels
+        tl.store(line + c, tl.sum(parts, axis=0), mask=c < channels)
+        if rest:
+            tl.store(line + c2, tl.sum(parts2, axis=0), mask=c2 < channels)
+
+
+@triton.jit
+def maps_forward(
     x, y, weight, scale, inverse, channels, positions, eps, offset,
-    has_weight: tl.constexpr, has_scale: tl.constexpr, gelu: tl.constexpr, channels_last: tl.constexpr,
-    block_c: tl.constexpr, block_p: tl.constexpr,
+    block_c: tl.constexpr, block_p: tl.constexpr, gelu: tl.constexpr,
 ):  # fmt: skip
     """Normalises ``block_p`` positions of one batch item.
 
     Args:
-        x: Input, (batch, channels, positions), or (1, positions, channels) if channels come last.
+        x: Input, shape (batch, channels, positions).
         y: The result, laid out alike.
-        weight: Shape (channels,).
-        scale: Shape (channels,), float32.
+        weight: As in :func:`rows_forward`.
+        scale: See there.
         inverse: Where 1 / sqrt(mean square + eps) goes, shape (batch, positions), float32.
-        channels: How many there are, at most ``block_c``.
+        channels: How many there are.
         positions: How many there are in a batch item.
-        eps: Added to the mean square.
-        offset: Added to the weight.
-        has_weight: Whether there is one.
-        has_scale: Whether there is one.
-        gelu: Whether GELU follows.
-        channels_last: How x lies.
+        eps: See there.
+        offset: See there.
         block_c: Channels of a tile, a power of two.
         block_p: Positions of a tile, a power of two.
+        gelu: See there.
     """
-    c, p, place, inside = _tile(channels, positions, channels_last, block_c, block_p)
-    values = _values(x + place, scale, c, channels, inside, has_scale)
-    factor = tl.rsqrt(tl.sum(values * values, axis=1) / channels + eps)
-    result = values * factor[:, None]
-    if has_weight:
-        result *= _gain(weight, c, channels, offset)[None, :]
-    if gelu:
-        result *= _gate(result)
-    tl.store(y + place, result.to(y.dtype.element_ty), mask=inside)
+    squares = tl.zeros((block_c, block_p), tl.float32)
+    p, item = _positions(channels, positions, block_p)
+    for first in range(0, channels, block_c):
+        c, place, inside = _map_tile(first, p, channels, positions, block_c)
+        values = _read(x + item + place, inside) * _factors(scale, c, channels)[:, None]
+        squares += values * values
+    factor = tl.rsqrt(tl.sum(squares, axis=0) / channels + eps)
     tl.store(inverse + tl.program_id(1).to(tl.int64) * positions + p, factor, mask=p < positions)
+    for first in range(0, channels, block_c):
+        c, place, inside = _map_tile(first, p, channels, positions, block_c)
+        values = _read(x + item + place, inside) * _factors(scale, c, channels)[:, None]
+        result = values * factor[None, :] * _gain(weight, c, channels, offset)[:, None]
+        _write(y + item + place, result, inside, gelu)
 
 
 @triton.jit
-def backward(
+def maps_backward(
     grad, x, dx, weight, dw, scale, inverse, channels, positions, offset,
-    has_weight: tl.constexpr, has_scale: tl.constexpr, gelu: tl.constexpr, channels_last: tl.constexpr,
-    block_c: tl.constexpr, block_p: tl.constexpr, sums: tl.constexpr, frozen: tl.constexpr,
+    block_c: tl.constexpr, block_p: tl.constexpr, gelu: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of ``block_p`` positions.
+    """The gradients of ``block_p`` positions of one batch item.
 
     Args:
-        grad: Of the result.
-        x: As in :func:`forward`.
+        grad: Of the result, laid out as x.
+        x: As in :func:`maps_forward`, and so on.
         dx: Where the gradient of x goes.
-        weight: As in :func:`forward`.
-        dw: Where that of the weight is added up, shape (sums, channels), float32.
-        scale: As in :func:`forward`.
-        inverse: What :func:`forward` put there.
-        channels: As in :func:`forward`, and so on.
+        weight: See there.
+        dw: Where each program's part of the weight's gradient goes, shape (programs, channels), float32, or None.
+        scale: See there.
+        inverse: What :func:`maps_forward` put there.
+        channels: See there.
         positions: See there.
         offset: See there.
-        has_weight: See there.
-        has_scale: See there.
-        gelu: See there.
-        channels_last: See there.
         block_c: See there.
         block_p: See there.
-        sums: Programs add to so many vectors, so that few wait for each other.
-        frozen: Whether nobody wants the weight's gradient.
+        gelu: See there.
     """
-    c, p, place, inside = _tile(channels, positions, channels_last, block_c, block_p)
-    item = tl.program_id(1).to(tl.int64) * positions
-    factor = tl.load(inverse + item + p, mask=p < positions, other=0.0)
-    normal = _values(x + place, scale, c, channels, inside, has_scale) * factor[:, None]
-    g = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
-    z = normal
-    if has_weight:
-        z = normal * _gain(weight, c, channels, offset)[None, :]
-    if gelu:
-        gate = _gate(z)
-        g *= gate + z * gate * (1.0 - gate) * (z * z * _THREE_CUBIC + 1.0) * _TWICE
-    if has_weight and not frozen:
-        line = (tl.program_id(0) + tl.program_id(1)) % sums
-        tl.atomic_add(dw + line * channels + c, tl.sum(g * normal, axis=0), mask=c < channels, sem="relaxed")
-    if has_weight:
-        g *= _gain(weight, c, channels, offset)[None, :]
-    result = (g - normal * (tl.sum(g * normal, axis=1) / channels)[:, None]) * factor[:, None]
-    if has_scale:
-        result *= tl.load(scale + c, mask=c < channels, other=0.0)[None, :]
-    tl.store(dx + place, result.to(dx.dtype.element_ty), mask=inside)
+    products = tl.zeros((block_c, block_p), tl.float32)
+    p, item = _positions(channels, positions, block_p)
+    place_of_factor = inverse + tl.program_id(1).to(tl.int64) * positions + p
+    factor = tl.load(place_of_factor, mask=p < positions, other=0.0)[None, :]
+    line = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * channels
+    for first in range(0, channels, block_c):
+        c, place, inside = _map_tile(first, p, channels, positions, block_c)
+        normal = _read(x + item + place, inside) * _factors(scale, c, channels)[:, None] * factor
+        gain = _gain(weight, c, channels, offset)[:, None]
+        g = _before_gelu(_read(grad + item + place, inside), normal * gain, gelu)
+        products += g * gain * normal
+        if dw is not None:
+            tl.store(dw + line + c, tl.sum(g * normal, axis=1), mask=c < channels)
+    mean = (tl.sum(products, axis=0) / channels)[None, :]
+    for first in range(0, channels, block_c):
+        c, place, inside = _map_tile(first, p, channels, positions, block_c)
+        factors = _factors(scale, c, channels)[:, None]
+        normal = _read(x + item + place, inside) * factors * factor
+        gain = _gain(weight, c, channels, offset)[:, None]
+        g = _before_gelu(_read(grad + item + place, inside), normal * gain, gelu) * gain
+        _write(dx + item + place, (g - normal * mean) * factor * factors, inside, False)  # noqa: FBT003  # no names
 
 
 @triton.jit
-def _tile(channels, positions, channels_last: tl.constexpr, block_c: tl.constexpr, block_p: tl.constexpr):
-    """Channels and positions of this program's tile, where its elements lie, and which of them there are."""
-    c = tl.arange(0, block_c)
+def _row_tile(row, rows, first: tl.constexpr, block: tl.constexpr, channels: tl.constexpr):
+    """Channels from ``first`` on of some rows: their numbers, where they lie, and which of them there are."""
+    c = first + tl.arange(0, block)
+    inside = (row < rows)[:, None] & (c < channels)[None, :]
+    return c, row.to(tl.int64)[:, None] * channels + c[None, :], inside
+
+
+@triton.jit
+def _positions(channels, positions, block_p: tl.constexpr):
+    """This program's positions, and where its batch item begins."""
     p = tl.program_id(0) * block_p + tl.arange(0, block_p)
-    inside = (p < positions)[:, None] & (c < channels)[None, :]
-    item = tl.program_id(1).to(tl.int64) * channels * positions
-    if channels_last:
-        place = item + p.to(tl.int64)[:, None] * channels + c[None, :]
-    else:
-        place = item + c.to(tl.int64)[None, :] * positions + p[:, None]
-    return c, p, place, inside
+    return p, tl.program_id(1).to(tl.int64) * channels * positions
 
 
 @triton.jit
-def _values(x, scale, c, channels, inside, has_scale: tl.constexpr):
-    """What is normalised, zero outside."""
-    values = tl.load(x, mask=inside, other=0.0).to(tl.float32)
-    if has_scale:
-        values *= tl.load(scale + c, mask=c < channels, other=0.0)[None, :]
-    return values
+def _map_tile(first, p, channels, positions, block_c: tl.constexpr):
+    """Channels from ``first`` on of some positions: their numbers, where they lie, and which of them there are."""
+    c = first + tl.arange(0, block_c)
+    inside = (c < channels)[:, None] & (p < positions)[None, :]
+    return c, c.to(tl.int64)[:, None] * positions + p[None, :], inside
+
+
+@triton.jit
+def _read(place, inside):
+    """In float32, zero outside."""
+    return tl.load(place, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _write(place, result, inside, gelu: tl.constexpr):
+    """The result or its GELU, rounded once."""
+    if gelu:
+        result *= _gate(result)
+    tl.store(place, result.to(place.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -132,5 +236,27 @@ def _gate(z):
 
 
 @triton.jit
+def _before_gelu(g, z, gelu: tl.constexpr):
+    """The gradient of z from that of its GELU, where there is one."""
+    if gelu:
+        gate = _gate(z)
+        g *= gate + z * gate * (1.0 - gate) * (z * z * _THREE_CUBIC + 1.0) * _TWICE
+    return g
+
+
+@triton.jit
 def _gain(weight, c, channels, offset):
-    return tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32) + offset
+    """What each channel is multiplied by."""
+    gain = tl.full(c.shape, 1.0, tl.float32)
+    if weight is not None:
+        gain = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32) + offset
+    return gain
+
+
+@triton.jit
+def _factors(scale, c, channels):
+    """The power of two of each channel."""
+    factors = tl.full(c.shape, 1.0, tl.float32)
+    if scale is not None:
+        factors = tl.load(scale + c, mask=c < channels, other=0.0)
+    return factors
