@@ -111,16 +111,16 @@ def launch(tensors: Sequence[torch.Tensor]) -> Launched:
         TypeError: A tensor holds something else than float16, bfloat16, float32, float64 or an 8-bit float.
         ValueError: The tensors lie on several devices.
     """
-    for tensor in tensors:
-        if tensor.dtype not in _NAMES:
-            raise TypeError(f"a tensor of {tensor.dtype} cannot be measured: pass {', '.join(map(str, _NAMES))}")
+    for dtype in {tensor.dtype for tensor in tensors}:
+        if dtype not in _NAMES:
+            raise TypeError(f"a tensor of {dtype} cannot be measured: pass {', '.join(map(str, _NAMES))}")
     devices = {tensor.device for tensor in tensors}
     if not devices:
         return Launched(())
     if len(devices) > 1:
         raise ValueError(f"tensors of one launch lie on one device, not on {', '.join(sorted(map(str, devices)))}")
     with torch.no_grad():
-        flat = [_flat(tensor) for tensor in tensors]
+        flat = [x if x.is_contiguous() and not x.is_neg() else _flat(x) for x in tensors]
         return _on_cpu(flat) if devices.pop().type == "cpu" else _on_gpu(flat)
 
 
@@ -128,8 +128,6 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """All elements in some order, contiguous; in place where they lie without gaps."""
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
-    if tensor.is_contiguous():
-        return tensor
     return tensor.as_strided((tensor.numel(),), (1,)) if _is_dense(tensor) else tensor.contiguous()
 
 

@@ -26,7 +26,7 @@ _ITEMSIZES = np.array([dtype.itemsize for dtype in DTYPES])
 _VECTOR = 16
 """Bytes of the widest load of one thread; the kernel's whole tiles begin at multiples of it."""
 
-_WARPS, _LOADS = 4, 4
+_WARPS, _LOADS = 8, 4
 """Of a program; and reads of each thread that are under way at a time."""
 
 _TILE = 32 * _WARPS * _VECTOR
@@ -49,17 +49,36 @@ def enqueue(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         The table, shape (tensors, 9), int64, for :func:`read`.
     """
     number = len(tensors)
-    table = torch.zeros((number, triton_outputs.COLUMNS.value), dtype=torch.int64, device=tensors[0].device)
     addresses = np.array([tensor.data_ptr() for tensor in tensors])
     sizes = np.array([tensor.numel() for tensor in tensors])
-    kinds = np.array([_KINDS[tensor.dtype] for tensor in tensors])
+    dtypes = [tensor.dtype for tensor in tensors]
+    kinds = np.array([_KINDS[dtype] for dtype in dtypes])
     size = _piece_bytes(int((sizes * _ITEMSIZES[kinds]).sum()))
+    work = []
     for kind, dtype in enumerate(DTYPES):
         lines = np.flatnonzero((kinds == kind) & (sizes > 0))
-        if lines.size:
-            places = np.stack([addresses[lines], sizes[lines], lines], axis=1)
-            _launch(torch.from_numpy(_pieces(places, dtype.itemsize, size)), table, dtype)
+        places = np.stack([addresses[lines], sizes[lines], lines], axis=1)
+        work.append(_pieces(places, dtype.itemsize, size))
+    table, *on_device = _sent(number, work, tensors[0].device)
+    for dtype, pieces in zip(DTYPES, on_device, strict=True):
+        if len(pieces):
+            _launch(pieces, table, dtype)
     return table
+
+
+def _sent(number: int, work: list[npt.NDArray[np.int64]], device: torch.device) -> list[torch.Tensor]:
+    """An empty table and what is to be done, in one copy. Torch keeps the pinned memory until the device has read it."""
+    lengths = [number, *map(len, work)]
+    widths = [triton_outputs.COLUMNS.value, *[3] * len(work)]
+    ends = np.cumsum([length * width for length, width in zip(lengths, widths, strict=True)])
+    held = torch.empty(int(ends[-1]), dtype=torch.int64, pin_memory=device.type == "cuda")
+    values = held.numpy()
+    values[: ends[0]] = 0
+    for start, stop, pieces in zip(ends, ends[1:], work, strict=False):
+        values[start:stop] = pieces.reshape(-1)
+    sent = held.to(device, non_blocking=True)
+    parts = sent.tensor_split([int(end) for end in ends[:-1]])
+    return [part.view(length, width) for part, length, width in zip(parts, lengths, widths, strict=True)]
 
 
 def read(table: torch.Tensor, counts: Sequence[int]) -> list[TensorStats]:
@@ -104,12 +123,11 @@ def _of_key(key: int) -> float:
 
 
 def _launch(work: torch.Tensor, table: torch.Tensor, dtype: torch.dtype) -> None:
-    """One launch over all pieces. Torch keeps the pinned copy until the device has read it."""
-    on_device = (work.pin_memory() if table.is_cuda else work).to(table.device, non_blocking=True)
+    """One launch over all pieces."""
     limits = FLOATS[_NAMES[dtype]]
     with torch.cuda.device_of(table):  # Triton launches on the current device
         triton_outputs.scan[(len(work),)](
-            on_device,
+            work,
             table,
             table.view(torch.float64),
             packed=dtype.itemsize == 2,  # noqa: PLR2004  # bytes of half a word

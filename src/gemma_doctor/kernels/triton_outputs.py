@@ -47,7 +47,7 @@ _HALVES, _TOPS, _ONES = tl.constexpr(0x7FFF7FFF), tl.constexpr(0x10001), tl.cons
 """The magnitudes of two 16-bit floats, what repeats a number in both halves, and the lowest bit of each."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["work", "table", "table_of_floats"])
 def scan(
     work, table, table_of_floats,
     packed: tl.constexpr, is_float16: tl.constexpr, normal: tl.constexpr, kept: tl.constexpr,
@@ -82,7 +82,7 @@ def scan(
     for first in range(0, whole, loads):
         read = ()
         for load in tl.static_range(loads):
-            read = read + (tl.load(pointer + (first + load) * words),)
+            read = read + (tl.load(pointer + (first + load) * words),)  # noqa: RUF005  # Triton unpacks nothing
         for load in tl.static_range(loads):
             low, high = _values(read[load], packed, is_float16)
             least = tl.minimum(least, tl.minimum(low, high))

@@ -15,6 +15,7 @@ takes them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -38,7 +39,7 @@ _Bound: TypeAlias = "torch.Tensor | float"
 
 def _plan_encoder(site: Site, model: Any) -> None:  # noqa: ANN401  # a class of timm, here and below
     """The blocks in their order, so that each knows what the ones before it can have made."""
-    bound = _plan_conv_norm_act(site, model.conv_stem, FP16_MAX)
+    bound = _plan_conv_norm_act(site, model.conv_stem, FP16_MAX, run.stem)
     for stage in model.blocks:
         for block in stage:
             planner = _BLOCKS.get(type(block).__name__)
@@ -55,11 +56,16 @@ def _is_tanh_gelu(act: Any) -> bool:  # noqa: ANN401
     return type(act).__name__ == "GELUTanh" or (isinstance(act, nn.GELU) and act.approximate == "tanh")
 
 
-def _plan_conv_norm_act(site: Site, block: Any, largest: _Bound) -> _Bound:  # noqa: ANN401
+def _plan_conv_norm_act(
+    site: Site,
+    block: Any,  # noqa: ANN401
+    largest: _Bound,
+    forward: Callable[[Any, torch.Tensor], torch.Tensor] = run.conv_norm_act,
+) -> _Bound:
     """Plans one block; returns the bound on its result. No activation here makes anything larger."""
     if not _has_rms_norm(block.bn):
         return FP16_MAX
-    site.replace(block, run.conv_norm_act, _pair(site, block.conv, block.bn, largest), _BLOCK)
+    site.replace(block, forward, _pair(site, block.conv, block.bn, largest), _BLOCK)
     return gain_bound(block.bn.weight)
 
 

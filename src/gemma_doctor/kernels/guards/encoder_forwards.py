@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from gemma_doctor.kernels.guards.norms import Form, rms_norm
 from gemma_doctor.kernels.guards.planning import result_dtype
 from gemma_doctor.kernels.guards.replacements import plan_of
 
-__all__ = ["Attention", "Pair", "Single", "conv_norm_act", "edge_residual", "mobile_attention", "rms_norm_2d"]
+__all__ = ["Attention", "Pair", "Single", "conv_norm_act", "edge_residual", "mobile_attention", "rms_norm_2d", "stem"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +40,10 @@ class Attention:
 
     shrinking: dict[str, Pair]
     projections: dict[str, Single]
+
+
+Projections: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Queries, keys and values: maps of (batch, channels, height, width)."""
 
 
 def rms_norm_2d(self: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401  # a class of timm, here and below
@@ -72,6 +76,13 @@ def conv_norm_act(self: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
     return x if self.aa is None else self.aa(x)
 
 
+def stem(self: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    """The first ``ConvNormAct``: from there on 16-bit maps lie channels last, as GPUs multiply and norms read them."""
+    if x.dtype.itemsize == 2:  # noqa: PLR2004  # bytes
+        x = x.contiguous(memory_format=torch.channels_last)
+    return conv_norm_act(self, x)
+
+
 def edge_residual(self: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
     """Timm's ``EdgeResidual``."""
     expansion, projection = plan_of(self)
@@ -93,7 +104,7 @@ def _layer_scaled(layer_scale: Any, y: torch.Tensor, factor: torch.Tensor) -> to
     """The product with the layer scale and the factor, in float32."""
     gamma = getattr(layer_scale, "gamma", None)
     gain = factor if gamma is None else factor * gamma.float()
-    return y.float() * gain.view(1, -1, 1, 1)
+    return y * gain.view(1, -1, 1, 1)  # torch multiplies float16 and float32 as float32
 
 
 def _attended(plan: Attention, attn: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:  # noqa: ANN401
@@ -101,16 +112,7 @@ def _attended(plan: Attention, attn: Any, x: torch.Tensor) -> tuple[torch.Tensor
     query, query_exponent = _projected(plan, attn, "query", x)
     key, key_exponent = _projected(plan, attn, "key", x)
     value, value_exponent = _projected(plan, attn, "value", x)
-    wide = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
-    mixed: torch.Tensor = functional.scaled_dot_product_attention(
-        attn._reshape_projected_query(query.to(wide), attn.num_heads, attn.key_dim),  # noqa: SLF001
-        attn._reshape_input(key.to(wide)),  # noqa: SLF001
-        attn._reshape_input(value.to(wide)),  # noqa: SLF001
-        dropout_p=attn.attn_drop.p if attn.training else 0.0,
-        scale=attn.scale * 2.0 ** (query_exponent + key_exponent),
-    )
-    height, width = (side // stride for side, stride in zip(x.shape[-2:], attn.query_strides, strict=True))
-    mixed = attn._reshape_output(mixed.to(x.dtype), attn.num_heads, height, width)  # noqa: SLF001
+    mixed = _mixed(attn, x, (query, key, value), attn.scale * 2.0 ** (query_exponent + key_exponent))
     single = plan.projections["output"]
     wrapped = attn.output.proj is not single.conv
     for name, step in attn.output.named_children():
@@ -119,6 +121,40 @@ def _attended(plan: Attention, attn: Any, x: torch.Tensor) -> tuple[torch.Tensor
     if factor is None and (value_exponent or mixed.dtype != x.dtype):
         factor = torch.ones(mixed.shape[1], device=x.device)
     return mixed, factor if factor is None else factor * 2.0**value_exponent
+
+
+def _mixed(attn: Any, x: torch.Tensor, projections: Projections, scale: float) -> torch.Tensor:  # noqa: ANN401
+    """The values, averaged by the softmax of scaled products of queries and keys: a map of x's dtype."""
+    height, width = (side // stride for side, stride in zip(x.shape[-2:], attn.query_strides, strict=True))
+    query, key, value = projections
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    if query.dtype == key.dtype == value.dtype and query.dtype.itemsize == 2:  # noqa: PLR2004  # bytes
+        mixed = _mixed_by_heads(attn.num_heads, projections, scale, dropout)
+        return mixed.unflatten(2, (height, width)).to(x.dtype)
+    wide = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
+    mixed = functional.scaled_dot_product_attention(
+        attn._reshape_projected_query(query.to(wide), attn.num_heads, attn.key_dim),  # noqa: SLF001
+        attn._reshape_input(key.to(wide)),  # noqa: SLF001
+        attn._reshape_input(value.to(wide)),  # noqa: SLF001
+        dropout_p=dropout,
+        scale=scale,
+    )
+    result: torch.Tensor = attn._reshape_output(mixed.to(x.dtype), attn.num_heads, height, width)  # noqa: SLF001
+    return result
+
+
+def _mixed_by_heads(heads: int, projections: Projections, scale: float, dropout: float) -> torch.Tensor:
+    """The same as (batch, channels, positions) of maps that lie channels last.
+
+    The one key and value that all heads share are given to each of them, without a copy: torch's fused attentions take
+    as many as there are queries, and with fewer it computes every product and softmax in float32, in ten passes.
+    """
+    rows = [map_.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1) for map_ in projections]
+    query, key, value = (row.flatten(1, 2) for row in rows)
+    shared = (one.unsqueeze(1).expand(-1, heads, -1, -1) for one in (key, value))
+    split = query.unflatten(2, (heads, -1)).transpose(1, 2)
+    mixed = functional.scaled_dot_product_attention(split, *shared, dropout_p=dropout, scale=scale)
+    return mixed.transpose(1, 2).flatten(2).transpose(1, 2)
 
 
 def _projected(plan: Attention, attn: Any, name: str, x: torch.Tensor) -> tuple[torch.Tensor, int]:  # noqa: ANN401

@@ -22,14 +22,20 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _MOST_CHANNELS = 8192
 """Where they come last, a program holds all channels of a position: more would not fit the registers."""
 
-_PROGRAMS = 528
-"""How many programs fill a GPU: four for each of an H100's multiprocessors."""
+_ENOUGH = 264
+"""Programs that fill a GPU: two for each of an H100's multiprocessors."""
+
+_ADDING = 1056
+"""Most programs of a backward pass over rows: each adds the weight's gradient up by itself."""
 
 _LANES = 32
 """Threads of a warp."""
 
 _WIDTHS = (64, 32, 16)
 """Positions of a program over maps: the fewer, the more programs, but below 16 memory delivers what nobody asked for."""
+
+_FEW, _MANY = 128, 2048
+"""Where the tiles change, by the number of channels: these and the tables below were chosen by measuring on an H100."""
 
 
 def fits(x: torch.Tensor, form: Form) -> bool:
@@ -38,75 +44,70 @@ def fits(x: torch.Tensor, form: Form) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """How the kernels are launched where channels come last: their tiles (see :mod:`.triton_norms`) and threads."""
+class _Pass:
+    """How one kernel is launched: its grid, and its tile and warps by the names that it and Triton have for them."""
 
-    rows: int
-    channels: int
-
-    @property
-    def factors(self) -> int:
-        return self.rows
-
-    def programs(self, *, backward: bool) -> int:
-        blocks = -(-self.rows // self._block(backward=backward))
-        return min(blocks, _PROGRAMS) if backward else blocks
-
-    def _block(self, *, backward: bool) -> int:
-        """Rows of a program, so that each thread holds some 32 elements, or half of it where there are two tensors."""
-        return max(1, (_ROW_ELEMENTS >> backward) // _power(self.channels))
-
-    def options(self, *, backward: bool) -> dict[str, int | bool]:
-        head = _power(self.channels + 1) // 2
-        rest = self.channels - head
-        block = self._block(backward=backward)
-        held = block * (head + (_power(rest) if rest else 0))
-        return {
-            "channels": self.channels,
-            "head": head,
-            "rest": _power(rest) if rest else 0,
-            "block": block,
-            "num_warps": min(16, max(1, _power(held // (_LANES * (_EACH >> backward))))),
-        }
+    grid: tuple[int, int]
+    options: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Maps:
-    """The same for maps with a channel after the other."""
+class _Launch:
+    """How both kernels are launched over a tensor of one shape and layout.
 
-    items: int
+    Attributes:
+        maps: Whether a channel lies after the other.
+        channels: How many there are.
+        positions: How many there are: in all, or in a batch item if these are maps.
+        factors: Positions in all.
+        forward: The kernel that normalises.
+        backward: That of the gradients.
+    """
+
+    maps: bool
     channels: int
     positions: int
-
-    @property
-    def factors(self) -> int:
-        return self.items * self.positions
-
-    @property
-    def width(self) -> int:
-        """Positions of a program."""
-        return next((width for width in _WIDTHS if self._blocks(width) * self.items >= _PROGRAMS), _WIDTHS[-1])
-
-    def _blocks(self, width: int) -> int:
-        return -(-self.positions // width)
-
-    def grid(self) -> tuple[int, int]:
-        return self._blocks(self.width), self.items
-
-    def options(self) -> dict[str, int | bool]:
-        block_c = min(_power(self.channels), _MAP_ELEMENTS // self.width)
-        return {"block_c": block_c, "block_p": self.width, "num_warps": _MAP_WARPS}
+    factors: int
+    forward: _Pass
+    backward: _Pass
 
 
-_ROW_ELEMENTS, _EACH = 4096, 32
-"""Elements of a program where channels come last, and of each of its threads; half as many in the backward pass."""
+def _over_rows(rows: int, channels: int) -> _Launch:
+    """Where channels come last."""
+    forward, backward = _rows_pass(rows, channels, backward=False), _rows_pass(rows, channels, backward=True)
+    return _Launch(False, channels, rows, rows, forward, backward)  # noqa: FBT003  # the fields say what
 
-_MAP_ELEMENTS, _MAP_WARPS = 4096, 8
-"""Elements of a tile of maps, and the warps that share it."""
+
+def _rows_pass(rows: int, channels: int, *, backward: bool) -> _Pass:
+    """Each thread holds so many elements of a tensor that the registers suffice, and warps are many."""
+    elements, each = _BACKWARD if backward else _FORWARD[channels > _MANY]
+    head = _power(channels + 1) // 2
+    rest = _power(channels - head) if channels > head else 0
+    block = max(1, elements // _power(channels))
+    warps = min(16, max(1, _power(block * (head + rest) // (_LANES * each))))
+    programs = -(-rows // block)
+    options = {"channels": channels, "head": head, "rest": rest, "block": block, "num_warps": warps}
+    return _Pass((min(programs, _ADDING) if backward else programs, 1), options)
+
+
+_FORWARD = ((2048, 16), (4096, 32))
+"""Elements of a program and of each thread, for few channels and for many."""
+
+_BACKWARD = (2048, 16)
+"""The same in the backward pass."""
+
+
+def _over_maps(items: int, channels: int, positions: int) -> _Launch:
+    """Where a channel lies after the other."""
+    width = next((width for width in _WIDTHS if -(-positions // width) * items >= _ENOUGH), _WIDTHS[-1])
+    elements, warps = (2048, 4) if channels <= _FEW else (8192, 8 if width > _WIDTHS[-1] else 16)
+    options = {"block_c": min(_power(channels), elements // width), "block_p": width, "num_warps": warps}
+    both = _Pass((-(-positions // width), items), options)
+    return _Launch(True, channels, positions, items * positions, both, both)  # noqa: FBT003
 
 
 @cache
-def _launch(shape: torch.Size, strides: tuple[int, ...], dim: int) -> _Rows | _Maps | None:
+def _launch(shape: torch.Size, strides: tuple[int, ...], dim: int) -> _Launch | None:
     """How to go through a tensor; None if it is empty, or has too many channels or gaps."""
     count, channels = math.prod(shape), shape[dim]
     if not count or channels > _MOST_CHANNELS:
@@ -114,9 +115,9 @@ def _launch(shape: torch.Size, strides: tuple[int, ...], dim: int) -> _Rows | _M
     last = dim == -1 or len(shape) == dim + 1
     order = [*range(len(shape))] if last else [axis for axis in range(len(shape)) if axis != dim] + [dim]
     if _lies(shape, strides, order):
-        return _Rows(count // channels, channels)
+        return _over_rows(count // channels, channels)
     if dim == 1 and _lies(shape, strides, [*range(len(shape))]):
-        return _Maps(shape[0], channels, math.prod(shape[2:]))
+        return _over_maps(shape[0], channels, math.prod(shape[2:]))
     return None
 
 
@@ -168,15 +169,15 @@ def _forward(
     y = torch.empty_like(x, dtype=out)
     inverse = torch.empty(launch.factors, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):  # Triton launches on the current device
-        if isinstance(launch, _Rows):
-            triton_norms.rows_forward[(launch.programs(backward=False),)](
-                x, y, weight, scale, inverse, launch.rows, eps, offset, gelu=gelu, **launch.options(backward=False)
-            )
-        else:
-            triton_norms.maps_forward[launch.grid()](
+        if launch.maps:
+            triton_norms.maps_forward[launch.forward.grid](
                 x, y, weight, scale, inverse, launch.channels, launch.positions, eps, offset, gelu=gelu,
-                **launch.options(),
+                **launch.forward.options,
             )  # fmt: skip
+        else:
+            triton_norms.rows_forward[launch.forward.grid](
+                x, y, weight, scale, inverse, launch.positions, eps, offset, gelu=gelu, **launch.forward.options
+            )
     return y, inverse
 
 
@@ -194,25 +195,25 @@ def _backward(
     launch = _checked(x, dim)
     grad = torch.empty_like(x, dtype=grad.dtype).copy_(grad) if grad.stride() != x.stride() else grad
     dx = torch.empty_like(x)
-    grid = (launch.programs(backward=True), 1) if isinstance(launch, _Rows) else launch.grid()
+    grid = launch.backward.grid
     dw = None
     if not frozen:
         dw = torch.empty((grid[0] * grid[1], launch.channels), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
-        if isinstance(launch, _Rows):
-            triton_norms.rows_backward[grid](
-                grad, x, dx, weight, dw, scale, inverse, launch.rows, offset, gelu=gelu,
-                **launch.options(backward=True),
-            )  # fmt: skip
-        else:
+        if launch.maps:
             triton_norms.maps_backward[grid](
                 grad, x, dx, weight, dw, scale, inverse, launch.channels, launch.positions, offset, gelu=gelu,
-                **launch.options(),
+                **launch.backward.options,
+            )  # fmt: skip
+        else:
+            triton_norms.rows_backward[grid](
+                grad, x, dx, weight, dw, scale, inverse, launch.positions, offset, gelu=gelu,
+                **launch.backward.options,
             )  # fmt: skip
     return dx, dw
 
 
-def _checked(x: torch.Tensor, dim: int) -> _Rows | _Maps:
+def _checked(x: torch.Tensor, dim: int) -> _Launch:
     launch = _launch(x.shape, x.stride(), dim)
     if launch is None:
         raise ValueError(f"the fused norm cannot read strides {x.stride()}: check fits() first")

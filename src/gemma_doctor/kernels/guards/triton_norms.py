@@ -15,8 +15,11 @@ import triton.language as tl
 
 __all__ = ["maps_backward", "maps_forward", "rows_backward", "rows_forward"]
 
-_TWICE, _CUBIC, _THREE_CUBIC = tl.constexpr(1.5957691216057308), tl.constexpr(0.044715), tl.constexpr(0.134145)
-"""2 * sqrt(2 / pi), GELU's coefficient, and three times that."""
+_TWICE, _THREE_CUBIC = tl.constexpr(1.5957691216057308), tl.constexpr(0.134145)
+"""2 * sqrt(2 / pi), and three times GELU's coefficient."""
+
+_LINEAR, _CUBIC = tl.constexpr(-2.302208198144325), tl.constexpr(-0.10294323958002349)
+"""-2 * sqrt(2 / pi) / ln(2), and that times GELU's coefficient: the gate's exponent to the base 2."""
 
 
 @triton.jit
@@ -232,7 +235,7 @@ def _write(place, result, inside, gelu: tl.constexpr):
 @triton.jit
 def _gate(z):
     """What GELU multiplies z by."""
-    return 1.0 / (1.0 + tl.exp(-(z * z * _CUBIC + 1.0) * z * _TWICE))
+    return 1.0 / (1.0 + tl.exp2((z * z * _CUBIC + _LINEAR) * z))
 
 
 @triton.jit
