@@ -1,19 +1,22 @@
-"""What the kernels for GPUs cost: ``PYTHONPATH=src python benchmarks/gpu_kernels.py [--side 768] [--batch 4]``.
+"""What the kernels for GPUs cost: ``PYTHONPATH=src python benchmarks/gpu_kernels.py [PART ...]``.
 
-Needs one CUDA GPU, torch, triton and timm; builds its models with random weights and downloads nothing. First it
-compares the Triton kernels with plain torch on the same GPU, and fails if they differ; then it prints a table. TF32 is
-off, as a T4 has none. Medians of CUDA events, entrants in turns.
+Needs one CUDA GPU, torch, triton and timm; builds its models with random weights and downloads nothing. Each part first
+compares its kernels with plain torch on the same GPU, and fails if they differ; then it prints its rows, and at the end
+there is a table. TF32 is off, as a T4 has none. Medians of CUDA events, entrants in turns. While an entrant of the
+statistics or the norms is being enqueued the GPU is still busy with something else, so that they are timed without the
+host's part; norms go over several inputs in turn, which no cache holds together. The encoder is timed with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeAlias
 
 import torch
 from table import Row, markdown
@@ -35,37 +38,40 @@ MAPS = ((64, 384), (128, 192), (256, 96), (640, 48), (1280, 24), (2560, 48), (20
 def main() -> None:
     """Compare, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all, in this order")
     parser.add_argument("--side", type=int, default=768, help="height and width of the images")
-    parser.add_argument("--batch", type=int, default=4, help="images")
-    parser.add_argument("--rounds", type=int, default=9, help="runs of each entrant")
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], help="images at a time")
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each entrant")
     options = parser.parse_args()
+    unknown = sorted({*options.parts} - {*PARTS})
+    if unknown:
+        parser.error(f"no such part: {', '.join(unknown)}")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", file=sys.stderr)
-    statistics_agree()
-    norms_agree()
     rows: list[Row] = []
-    for row in figures(options.side, options.batch, options.rounds):
-        print(f"{row.what}: {row.ours}; {row.beside}; {row.ratio}", file=sys.stderr)
-        rows.append(row)
+    for part in options.parts or PARTS:
+        for row in PARTS[part](options):
+            print(f"{row.what}: {row.ours}; {row.beside}; {row.ratio}", file=sys.stderr, flush=True)
+            rows.append(row)
     print(markdown(rows))
 
 
-def figures(side: int, batch: int, rounds: int) -> Iterator[Row]:
-    """All rows."""
-    yield from of_statistics(rounds)
-    yield from of_many_small(rounds)
-    yield from of_norms(batch, rounds)
-    yield from of_the_encoder(side, batch, rounds)
+def race(entrants: Mapping[str, Callable[[], object]], rounds: int, *, hidden: bool = True) -> dict[str, float]:
+    """Median seconds of each entrant on the GPU; they run in turns, after two runs that do not count.
 
-
-def race(entrants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each entrant on the GPU; they run in turns, after two runs that do not count."""
+    Args:
+        entrants: What to run.
+        rounds: How often.
+        hidden: Whether the GPU is kept busy while the host enqueues.
+    """
     times: dict[str, list[float]] = {name: [] for name in entrants}
     for turn in range(rounds + 2):
         for name, run in entrants.items():
             start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             torch.cuda.synchronize()
+            if hidden:
+                _occupy()
             start.record()
             run()
             stop.record()
@@ -73,6 +79,17 @@ def race(entrants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
             if turn > 1:
                 times[name].append(start.elapsed_time(stop) / 1000)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _occupy() -> None:
+    """About 2 ms of work on a GPU of 3 TB/s."""
+    for _ in range(3):
+        _filler().zero_()
+
+
+@cache
+def _filler() -> torch.Tensor:
+    return torch.empty(1 << 31, dtype=torch.uint8, device=GPU)
 
 
 # Do they agree?
@@ -113,7 +130,7 @@ def statistics_agree() -> None:
 def norms_agree() -> None:
     """The Triton norms against plain torch, forward and backward."""
     worst = 0.0
-    for channels, side in (*MAPS, (13, 5)):
+    for channels, side in ((640, 24), (1280, 24), (64, 96), (13, 5)):
         for dtype in (torch.float16, torch.bfloat16):
             for layout in (torch.contiguous_format, torch.channels_last):
                 x = (torch.randn((2, channels, side, side), device=GPU) * 100).to(dtype).to(memory_format=layout)
@@ -136,7 +153,14 @@ def norms_agree() -> None:
 # Statistics
 
 
-def of_statistics(rounds: int) -> Iterator[Row]:
+def of_statistics(options: argparse.Namespace) -> Iterator[Row]:
+    """One tensor, and many small ones."""
+    statistics_agree()
+    yield from of_large(options.rounds)
+    yield from of_many_small(options.rounds)
+
+
+def of_large(rounds: int) -> Iterator[Row]:
     """One tensor against a copy of it, in bytes that move."""
     for name, dtype in HALVES.items():
         for nbytes in SIZES:
@@ -156,8 +180,8 @@ def of_statistics(rounds: int) -> Iterator[Row]:
                 f"{speed / 1e9:,.0f} GB/s",
                 f"copy {copied / 1e9:,.0f} GB/s, `vector_norm(inf)` {nbytes / seconds['norm'] / 1e9:,.0f}",
                 speed / copied,
-                ">= 0.9" if nbytes > SIZES[0] else "",
-                speed / copied >= 0.9 if nbytes > SIZES[0] else None,
+                ">= 0.9" if nbytes == SIZES[-1] else "",
+                speed / copied >= 0.9 if nbytes == SIZES[-1] else None,
             )
 
 
@@ -172,6 +196,7 @@ def of_many_small(rounds: int) -> Iterator[Row]:
             "one by one": lambda: [torch.linalg.vector_norm(x, float("inf")) for x in tensors],
         },
         rounds,
+        hidden=False,
     )
     yield Row(
         "statistics of 4,096 tensors of 4 KiB, one launch (with the host's part)",
@@ -187,74 +212,115 @@ def of_many_small(rounds: int) -> Iterator[Row]:
 # Norms
 
 
-def of_norms(batch: int, rounds: int) -> Iterator[Row]:
-    """The fused norm with GELU against timm's, and its bytes against a copy's."""
-    from timm.layers import RmsNormAct2d  # noqa: PLC0415  # after the statistics, which do without
-
-    for layout in (torch.contiguous_format, torch.channels_last):
+def of_norms(options: argparse.Namespace) -> Iterator[Row]:
+    """The fused norm with GELU and without, forward, against timm's, and its bytes against a copy's."""
+    norms_agree()
+    for layout in (torch.channels_last, torch.contiguous_format):
         for channels, side in MAPS:
-            norm = (
-                RmsNormAct2d(channels, act_layer="gelu_tanh").to(GPU, torch.float16).requires_grad_(requires_grad=False)
-            )
-            x = torch.randn((batch, channels, side, side), device=GPU, dtype=torch.float16).to(memory_format=layout)
-            guarded = copy.deepcopy(norm)
-            guard(guarded)
-            y = torch.empty_like(x)
-            with torch.no_grad():
-                entrants = {"ours": partial(guarded, x), "timm": partial(norm, x), "copy": partial(y.copy_, x)}
-                seconds = race(entrants, rounds)
-            yield Row(
-                f"norm and GELU, {batch}x{channels}x{side}x{side}, {str(layout).removeprefix('torch.')}",
-                f"{seconds['ours'] * 1e6:,.0f} us",
-                f"copy {seconds['copy'] * 1e6:,.0f} us, timm {seconds['timm'] * 1e6:,.0f} us",
-                seconds["copy"] / seconds["ours"],
-                ">= 0.8",
-                seconds["copy"] / seconds["ours"] >= 0.8,
-            )
+            for gelu in (True, False):
+                yield _norm_row(options, layout, (options.batches[0], channels, side, side), gelu=gelu)
+
+
+def _norm_row(
+    options: argparse.Namespace, layout: torch.memory_format, shape: tuple[int, int, int, int], *, gelu: bool
+) -> Row:
+    from timm.layers import RmsNormAct2d  # noqa: PLC0415  # the statistics do without
+
+    norm = RmsNormAct2d(shape[1], act_layer="gelu_tanh", apply_act=gelu).to(GPU, torch.float16)
+    norm.requires_grad_(requires_grad=False)
+    guarded = copy.deepcopy(norm)
+    guard(guarded)
+    number = max(2, min(8, (160 * MIB) // (2 * math.prod(shape))))
+    inputs = [torch.randn(shape, device=GPU, dtype=torch.float16).to(memory_format=layout) for _ in range(number)]
+    results = [torch.empty_like(x) for x in inputs]
+
+    def copied() -> None:
+        for x, y in zip(inputs, results, strict=True):
+            y.copy_(x)
+
+    with torch.no_grad():
+        entrants = {"ours": lambda: [guarded(x) for x in inputs], "timm": lambda: [norm(x) for x in inputs]}
+        seconds = race({**entrants, "copy": copied}, options.rounds)
+    micro = {name: value * 1e6 / number for name, value in seconds.items()}
+    ratio = micro["copy"] / micro["ours"]
+    return Row(
+        f"norm{' and GELU' if gelu else ''}, {'x'.join(map(str, shape))}, {str(layout).removeprefix('torch.')}",
+        f"{micro['ours']:,.1f} us",
+        f"copy {micro['copy']:,.1f} us, timm {micro['timm']:,.1f} us",
+        ratio,
+        ">= 0.8",
+        ratio >= 0.8,
+    )
 
 
 # The encoder
 
 
-def of_the_encoder(side: int, batch: int, rounds: int) -> Iterator[Row]:
-    """Gemma 3n's image encoder: plain, guarded, upcast the published way, in float32, compiled."""
-    import timm  # noqa: PLC0415  # after the statistics, which do without
+Entrant: TypeAlias = "tuple[Any, torch.Tensor]"
+"""A model and its input."""
 
-    half = timm.create_model("mobilenetv5_300m_enc", pretrained=False).to(GPU, torch.float16).eval()
-    x = torch.randn((batch, 3, side, side), device=GPU, dtype=torch.float16)
+
+def of_the_encoder(options: argparse.Namespace) -> Iterator[Row]:
+    """Gemma 3n's image encoder: plain, guarded, upcast the published way, in float32."""
+    half = encoder()
     guarded = copy.deepcopy(half)
     print(guard(guarded), file=sys.stderr)
-    models: dict[str, tuple[Any, torch.Tensor]] = {
-        "plain": (half, x),
-        "guarded": (guarded, x),
-        "upcast": (upcast(copy.deepcopy(half)), x),
-        "float32": (copy.deepcopy(half).float(), x.float()),
-        "plain compiled": (torch.compile(half), x),
-        "guarded compiled": (torch.compile(guarded), x),
-    }
-    for backward in (False, True):
-        yield from _encoder_rows(models, rounds, backward=backward)
+    models = {"plain": half, "guarded": guarded, "upcast": upcast(copy.deepcopy(half)), "float32": _float32(half)}
+    for batch in options.batches:
+        x = torch.randn((batch, 3, options.side, options.side), device=GPU, dtype=torch.float16)
+        entrants = {name: (model, x.float() if name == "float32" else x) for name, model in models.items()}
+        yield from _encoder_rows(entrants, options.rounds, backward=False)
+        if batch == options.batches[0]:
+            yield from _replayed_rows(entrants, options.rounds)
+    entrants = {name: (model, x[: options.batches[0]]) for name, (model, x) in entrants.items()}
+    yield from _encoder_rows(entrants, options.rounds, backward=True)
 
 
-def _encoder_rows(models: dict[str, tuple[Any, torch.Tensor]], rounds: int, *, backward: bool) -> Iterator[Row]:
-    def run(name: str) -> None:
-        model, x = models[name]
-        with torch.set_grad_enabled(backward):
-            result = model(x.clone().requires_grad_(backward))
-            if backward:
-                result.float().mean().backward()
-                model.zero_grad()
+def of_the_compiled_encoder(options: argparse.Namespace) -> Iterator[Row]:
+    """The same by torch.compile, plain and guarded, forward."""
+    half = encoder()
+    guarded = copy.deepcopy(half)
+    guard(guarded)
+    x = torch.randn((options.batches[0], 3, options.side, options.side), device=GPU, dtype=torch.float16)
+    models = {"plain compiled": (torch.compile(half), x), "guarded compiled": (torch.compile(guarded), x)}
+    runs = {name: partial(_run, entrant, backward=False) for name, entrant in models.items()}
+    seconds = race(runs, options.rounds, hidden=False)
+    yield Row(
+        f"encoder, forward, {options.batches[0]} images, guarded compiled against plain compiled",
+        f"{seconds['guarded compiled'] * 1e3:.1f} ms",
+        f"{seconds['plain compiled'] * 1e3:.1f} ms",
+        seconds["guarded compiled"] / seconds["plain compiled"],
+        "",
+        None,
+    )
 
-    peaks = {}
-    for name in models:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run(name)
-        torch.cuda.reset_peak_memory_stats()
-        run(name)
-        peaks[name] = torch.cuda.max_memory_allocated() - before
-    seconds = race({name: partial(run, name) for name in models}, rounds)
-    part = "forward and backward" if backward else "forward"
+
+def encoder() -> Any:  # noqa: ANN401  # a class of timm
+    """The image encoder in float16, on the GPU."""
+    import timm  # noqa: PLC0415  # the statistics do without
+
+    return timm.create_model("mobilenetv5_300m_enc", pretrained=False).to(GPU, torch.float16).eval()
+
+
+def _float32(half: Any) -> Any:  # noqa: ANN401  # a class of timm
+    return copy.deepcopy(half).float()
+
+
+def _run(entrant: Entrant, *, backward: bool) -> None:
+    model, x = entrant
+    with torch.set_grad_enabled(backward):
+        result = model(x)
+        if backward:
+            result.float().mean().backward()
+            model.zero_grad()
+
+
+def _encoder_rows(entrants: dict[str, Entrant], rounds: int, *, backward: bool) -> Iterator[Row]:
+    peaks = {name: _peak(partial(_run, entrant, backward=backward)) for name, entrant in entrants.items()}
+    runs = {name: partial(_run, entrant, backward=backward) for name, entrant in entrants.items()}
+    seconds = race(runs, rounds, hidden=False)
+    images = next(iter(entrants.values()))[1].shape[0]
+    part = f"encoder, {'forward and backward' if backward else 'forward'}, {images} images"
     for peer, target in (
         ("plain", 0.7 if backward else 0.6),
         ("upcast", None if backward else 0.35),
@@ -262,30 +328,55 @@ def _encoder_rows(models: dict[str, tuple[Any, torch.Tensor]], rounds: int, *, b
     ):
         ratio = seconds["guarded"] / seconds[peer]
         yield Row(
-            f"encoder, {part}, against {peer}",
-            f"{seconds['guarded'] * 1e3:.2f} ms",
-            f"{seconds[peer] * 1e3:.2f} ms",
+            f"{part}, against {peer}",
+            f"{seconds['guarded'] * 1e3:.1f} ms",
+            f"{seconds[peer] * 1e3:.1f} ms",
             ratio,
             "" if target is None else f"<= {target}",
             None if target is None else ratio <= target,
         )
-    yield Row(
-        f"encoder, {part}, guarded compiled against plain compiled",
-        f"{seconds['guarded compiled'] * 1e3:.2f} ms",
-        f"{seconds['plain compiled'] * 1e3:.2f} ms",
-        seconds["guarded compiled"] / seconds["plain compiled"],
-        "",
-        None,
-    )
     memory = peaks["guarded"] / peaks["plain"]
     yield Row(
-        f"encoder, {part}, peak memory beyond the weights",
+        f"{part}, peak memory beyond the weights",
         f"{peaks['guarded'] / MIB:,.0f} MiB",
         f"{peaks['plain'] / MIB:,.0f} MiB",
         memory,
         "<= 1.02",
         memory <= 1.02,
     )
+
+
+def _replayed_rows(entrants: dict[str, Entrant], rounds: int) -> Iterator[Row]:
+    """The forward pass replayed from a CUDA graph: what the GPU takes where the host does not hold it up."""
+    seconds = race({name: _recorded(entrant).replay for name, entrant in entrants.items()}, rounds, hidden=False)
+    images = entrants["plain"][1].shape[0]
+    for peer, target in (("plain", 0.6), ("upcast", 0.35), ("float32", None)):
+        ratio = seconds["guarded"] / seconds[peer]
+        yield Row(
+            f"encoder, forward, {images} images, CUDA graph, against {peer}",
+            f"{seconds['guarded'] * 1e3:.1f} ms",
+            f"{seconds[peer] * 1e3:.1f} ms",
+            ratio,
+            "" if target is None else f"<= {target}",
+            None if target is None else ratio <= target,
+        )
+
+
+def _recorded(entrant: Entrant) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _run(entrant, backward=False)
+    return graph
+
+
+def _peak(run: Callable[[], None]) -> int:
+    """Most bytes that the second run takes beyond what was there."""
+    run()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def upcast(model: Any) -> Any:  # noqa: ANN401  # a class of timm
@@ -300,6 +391,15 @@ def _upcast_forward(conv: Any) -> Callable[[torch.Tensor], torch.Tensor]:  # noq
     from gemma_doctor.kernels.guards.convolutions import in_float32  # noqa: PLC0415  # the same operations
 
     return lambda x: in_float32(conv, x).to(x.dtype)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "statistics": of_statistics,
+    "norms": of_norms,
+    "encoder": of_the_encoder,
+    "compiled": of_the_compiled_encoder,
+}
+"""By name. Compiling takes minutes, and comes last."""
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ _WARPS, _LOADS = 8, 4
 _TILE = 32 * _WARPS * _VECTOR
 """Bytes of a tile: one read of each thread."""
 
-_PROGRAMS = 1056
-"""Pieces that a launch is cut into where that leaves them moderate: eight for each of an H100's multiprocessors."""
+_PROGRAMS = 396
+"""Pieces that a launch is cut into where that leaves them moderate: three for each of an H100's multiprocessors."""
 
 _PIECE = 128 * _TILE
 """Most bytes of a piece: each lane adds so many squares in float32, which bounds the sum's relative error by 2**-17."""
@@ -67,7 +67,7 @@ def enqueue(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _sent(number: int, work: list[npt.NDArray[np.int64]], device: torch.device) -> list[torch.Tensor]:
-    """An empty table and what is to be done, in one copy. Torch keeps the pinned memory until the device has read it."""
+    """An empty table and what is to be done, in one copy: torch keeps the pinned memory until the device has it."""
     lengths = [number, *map(len, work)]
     widths = [triton_outputs.COLUMNS.value, *[3] * len(work)]
     ends = np.cumsum([length * width for length, width in zip(lengths, widths, strict=True)])

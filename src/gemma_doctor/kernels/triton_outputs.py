@@ -48,7 +48,7 @@ _HALVES, _TOPS, _ONES = tl.constexpr(0x7FFF7FFF), tl.constexpr(0x10001), tl.cons
 
 
 @triton.jit(do_not_specialize_on_alignment=["work", "table", "table_of_floats"])
-def scan(
+def scan(  # noqa: PLR0915  # one loop over the words, and one over the rest
     work, table, table_of_floats,
     packed: tl.constexpr, is_float16: tl.constexpr, normal: tl.constexpr, kept: tl.constexpr,
     words: tl.constexpr, loads: tl.constexpr,

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gemma_doctor.kernels.guards.convolutions import Conv, RowScale, convolve
 from gemma_doctor.kernels.guards.norms import Form, rms_norm
@@ -41,6 +42,9 @@ class Attention:
     shrinking: dict[str, Pair]
     projections: dict[str, Single]
 
+
+_ATTENTIONS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""All but cuDNN's, which takes the host longer to start than the GPU to finish."""
 
 Projections: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries, keys and values: maps of (batch, channels, height, width)."""
@@ -153,7 +157,8 @@ def _mixed_by_heads(heads: int, projections: Projections, scale: float, dropout:
     query, key, value = (row.flatten(1, 2) for row in rows)
     shared = (one.unsqueeze(1).expand(-1, heads, -1, -1) for one in (key, value))
     split = query.unflatten(2, (heads, -1)).transpose(1, 2)
-    mixed = functional.scaled_dot_product_attention(split, *shared, dropout_p=dropout, scale=scale)
+    with sdpa_kernel(_ATTENTIONS):
+        mixed = functional.scaled_dot_product_attention(split, *shared, dropout_p=dropout, scale=scale)
     return mixed.transpose(1, 2).flatten(2).transpose(1, 2)
 
 

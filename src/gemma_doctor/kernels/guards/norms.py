@@ -37,8 +37,8 @@ def rms_norm(
         The shape of x, the form's dtype. NaN anywhere in a position's channels makes all of them NaN.
     """
     if torch.compiler.is_compiling():  # it fuses plain torch itself, and decides what to keep for the gradient
-        return norms_torch.forward(Operands(x, weight, scale), form)[0]
-    if not torch.is_grad_enabled() or not (x.requires_grad or (weight is not None and weight.requires_grad)):
+        return norms_torch.differentiable(Operands(x, weight, scale), form)
+    if not torch.is_grad_enabled():
         result: torch.Tensor = _way(x, form).forward(Operands(x, weight, scale), form)[0]
     else:
         result = _RmsNorm.apply(x, weight, scale, form)

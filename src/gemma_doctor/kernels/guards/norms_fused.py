@@ -32,7 +32,7 @@ _LANES = 32
 """Threads of a warp."""
 
 _WIDTHS = (64, 32, 16)
-"""Positions of a program over maps: the fewer, the more programs, but below 16 memory delivers what nobody asked for."""
+"""Positions of a program over maps: the fewer, the more programs, but below 16 memory delivers what nobody wants."""
 
 _FEW, _MANY = 128, 2048
 """Where the tiles change, by the number of channels: these and the tables below were chosen by measuring on an H100."""
@@ -155,7 +155,7 @@ def backward(
     return dx, None if operands.weight is None or parts is None else parts.sum(0).to(operands.weight.dtype)
 
 
-def _forward(
+def _forward(  # noqa: PLR0913, PLR0917  # an operator's arguments are tensors and numbers
     x: torch.Tensor,
     weight: torch.Tensor | None,
     scale: torch.Tensor | None,
@@ -181,7 +181,7 @@ def _forward(
     return y, inverse
 
 
-def _backward(
+def _backward(  # noqa: PLR0913, PLR0917
     grad: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor | None,
