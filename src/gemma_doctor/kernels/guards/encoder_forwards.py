@@ -155,10 +155,10 @@ def _mixed_by_heads(heads: int, projections: Projections, scale: float, dropout:
     """
     rows = [map_.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1) for map_ in projections]
     query, key, value = (row.flatten(1, 2) for row in rows)
-    shared = (one.unsqueeze(1).expand(-1, heads, -1, -1) for one in (key, value))
+    keys, values = (one.unsqueeze(1).expand(-1, heads, -1, -1) for one in (key, value))
     split = query.unflatten(2, (heads, -1)).transpose(1, 2)
     with sdpa_kernel(_ATTENTIONS):
-        mixed = functional.scaled_dot_product_attention(split, *shared, dropout_p=dropout, scale=scale)
+        mixed = functional.scaled_dot_product_attention(split, keys, values, dropout_p=dropout, scale=scale)
     return mixed.transpose(1, 2).flatten(2).transpose(1, 2)
 
 
