@@ -373,7 +373,7 @@ def _peak(run: Callable[[], None]) -> int:
     """Most bytes that the second run takes beyond what was there."""
     run()
     torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
+    before = int(torch.cuda.memory_allocated())
     torch.cuda.reset_peak_memory_stats()
     run()
     return int(torch.cuda.max_memory_allocated()) - before

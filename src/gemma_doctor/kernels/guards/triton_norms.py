@@ -8,7 +8,7 @@ GELU by tanh is z * sigmoid(2u) with u = sqrt(2 / pi) * (z + 0.044715 * z**3), s
 (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016).
 """
 
-# mypy: disable-error-code="possibly-undefined"  # the second tile is there wherever ``rest`` is not 0
+# mypy: disable-error-code="possibly-undefined"
 from __future__ import annotations
 
 import triton
