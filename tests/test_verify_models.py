@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import tiny_models  # noqa: F401  # makes torchvision importable beside a torch for CPUs
@@ -12,7 +15,7 @@ from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3n_text_config, w
 
 from gemma_doctor import doctor
 from gemma_doctor.errors import CheckpointError, UsageError
-from gemma_doctor.verify import machine
+from gemma_doctor.verify import bench, machine
 from gemma_doctor.verify.measures import Measures, Request
 
 SHORT = Measures(device="cpu", request=Request(length=8))
@@ -90,3 +93,31 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     (folder / "own.py").write_text("raise SystemExit('it ran')\n")
     with pytest.raises(UsageError, match="never runs code from a checkpoint"):
         doctor.verify(folder, SHORT)
+
+
+class Kept:
+    """What only a cycle of references keeps, as a frame keeps the output of a model that it raised in."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_a_run_leaves_behind_is_freed_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[weakref.ref[Kept]] = []
+    alive: list[list[bool]] = []
+
+    def forward(*_: object, **__: object) -> Kept:
+        alive.append([reference() is not None for reference in left])
+        kept = Kept()
+        left.append(weakref.ref(kept))
+        return kept
+
+    monkeypatch.setattr(bench, "forward", forward)
+    here = bench.Bench(SHORT, torch.device("cpu"), 0)
+    gc.disable()
+    try:
+        for _ in range(2):
+            here.run(torch.nn.Identity(), mock.Mock(), torch.float32)
+    finally:
+        gc.enable()
+    assert alive == [[], [False]]

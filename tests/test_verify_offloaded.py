@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import accelerate  # type: ignore[import-untyped]
+import accelerate
 import numpy as np
 import pytest
 import tiny_models  # noqa: F401  # makes torchvision importable beside a torch for CPUs

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -176,6 +177,7 @@ def command(  # noqa: PLR0913, PLR0917  # typer reads the options from the signa
     from gemma_doctor.reports.trace_file import to_trace
     from gemma_doctor.verify.registry import RULES
 
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # large gradients find room
     report = doctor.verify(source, measures, options, against=against)
     least = verdict.least(chosen)
     telling = Telling(source, applied(options, RULES), least, _next(report, source))

@@ -66,6 +66,7 @@ class Bench:
         Raises:
             UsageError: If the model does not take such inputs.
         """
+        machine.give_back(self.device)  # what the run before has left
         try:
             return forward(model, inputs.on(self.device, dtype), self.device, amp=amp)
         except torch.OutOfMemoryError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch import nn
 from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.errors import CheckpointError, UsageError
 from gemma_doctor.verifications import Modality
+from gemma_doctor.verify import machine
 
 __all__ = ["Subject", "read_config"]
 
@@ -66,9 +66,7 @@ class Subject:
             yield model if memory else model.to(device)
         finally:
             del model
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            machine.give_back(device)
 
     def _load(self, dtype: torch.dtype, memory: dict[Any, Any] | None) -> Any:  # noqa: ANN401
         spread: dict[str, Any] = {"device_map": "auto", "max_memory": memory} if memory else {}

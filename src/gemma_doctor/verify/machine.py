@@ -13,7 +13,18 @@ import torch
 from gemma_doctor.errors import UsageError
 from gemma_doctor.verify.measures import Device
 
-__all__ = ["find", "imitated", "limited", "name", "not_imitated", "peak_memory", "room", "waiting", "without_tf32"]
+__all__ = [
+    "find",
+    "give_back",
+    "imitated",
+    "limited",
+    "name",
+    "not_imitated",
+    "peak_memory",
+    "room",
+    "waiting",
+    "without_tf32",
+]
 
 _GIB = 1 << 30
 _ROOM = 0.9  # of the memory may hold weights where they are spread; the rest is for activations
@@ -69,11 +80,17 @@ def room(nbytes: int, device: torch.device, limit: float | None) -> dict[Any, An
     """
     if device.type != "cuda":
         return None
-    gc.collect()  # the model before this one may still be there, or its memory in torch's cache
-    torch.cuda.empty_cache()
+    give_back(device)
     free = torch.cuda.mem_get_info(device)[0]
     usable = _ROOM * (free if limit is None else min(free, limit * _GIB))
     return {0: int(usable), "cpu": 1 << 50} if nbytes > usable else None
+
+
+def give_back(device: torch.device) -> None:
+    """Free what only cycles of references hold (a model, a graph with its activations), and torch's cache of memory."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def waiting(device: torch.device) -> int:
