@@ -48,6 +48,7 @@ class Hub:
         tags: Entity tags that the storage gives, one after the other; then that of the content.
         linked_tag: The entity tag that the Hub gives in place of the content's.
         lie: How the storage lies: "whole", "longer", "shorter", "range", "total", "early" or "".
+        read_only: Path, less its last part, of the uploads that the token may not make.
         signatures: How many requests a signed URL is good for.
         requests: Methods and paths that were asked for.
         sent: Bytes of tensor files that the storage has sent.
@@ -65,6 +66,7 @@ class Hub:
     lie: str = ""
     tags: list[str] = field(default_factory=list)
     linked_tag: str = ""
+    read_only: str = ""
     signatures: int = 1 << 30
     requests: list[str] = field(default_factory=list)
     sent: int = 0
@@ -221,7 +223,9 @@ class _Front(_Handler):
         sent = self.body()
         path = unquote(urlsplit(self.path).path)
         if self.headers.get("Authorization") != f"Bearer {self.hub.token}":
-            self.answer(401, b'{"error": "Invalid credentials"}')
+            self.answer(401, b'{"error": "Invalid credentials"}', {"X-Error-Message": "Invalid credentials"})
+        elif self.hub.read_only == path.rpartition("/")[0]:
+            self.answer(403, b'{"error": "no write access"}', {"X-Error-Message": "no write access"})
         elif path == "/api/repos/create":
             self._create(json.loads(sent))
         elif path == "/api/validate-yaml":
@@ -258,6 +262,8 @@ class _Front(_Handler):
                 self.hub.repos[repo][value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 self.hub.repos[repo][value["path"]] = self.hub.uploaded[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del self.hub.repos[repo][value["path"]]
             else:
                 self.hub.committed.append(value)
         self.answer_json(

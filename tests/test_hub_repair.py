@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checkpoints import healthy, plant_published, tiny_gemma3n_config, write
-from command import run
+from command import Done, run
 from hub_server import COMMIT, Hub, hub, repository
+
+from gemma_doctor import __version__
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +44,100 @@ def test_a_repair_of_the_hub_is_the_repair_of_the_folder(server: Hub, folder: Pa
     assert tensors(tmp_path / "far") == tensors(tmp_path / "near")
     manifest = json.loads((tmp_path / "far" / "gemma-doctor.json").read_text())
     assert f"owner/sick@{COMMIT}" in json.dumps(manifest)
+
+
+def push(server: Hub, folder: Path, tmp_path: Path, *options: str, **env: str) -> Done:
+    environment = {**server.environment(tmp_path / "home"), "HF_TOKEN": server.token, **env}
+    return run("repair", folder, "--output", tmp_path / "mended", "--push", "owner/new", *options, env=environment)
+
+
+def test_what_is_pushed_is_the_folder_in_one_commit(server: Hub, folder: Path, tmp_path: Path) -> None:
+    done = push(server, folder, tmp_path)
+    assert done.code == 0, done.err
+    assert f"Pushed to owner/new in one commit, model card included: {server.url}/owner/new/commit/1" in done.out
+    sent = {name: raw for name, raw in server.repos["owner/new"].items() if name != ".gitattributes"}
+    assert sent == repository(tmp_path / "mended")
+    assert any(len(raw) > 10_000 for raw in server.uploaded.values())  # some went through LFS
+    assert [header["summary"] for header in server.committed] == [f"Repaired by gemma-doctor {__version__}"]
+    assert server.committed[0]["parentCommit"] == COMMIT
+    listed = json.loads(sent["gemma-doctor.json"])["files"]
+    assert {file["name"]: file["sha256"] for file in listed} == {
+        name: hashlib.sha256(raw).hexdigest() for name, raw in sent.items() if name != "gemma-doctor.json"
+    }
+
+
+def test_the_card_keeps_its_metadata_and_says_what_was_done(server: Hub, folder: Path, tmp_path: Path) -> None:
+    assert push(server, folder, tmp_path).code == 0
+    card = server.repos["owner/new"]["README.md"].decode()
+    assert card.startswith("---\nlicense: gemma\n---\n# A model\n")
+    section = card.partition("## Repaired by gemma-doctor\n")[2]
+    plan = json.loads((tmp_path / "mended" / "gemma-doctor.json").read_text())["plan"]
+    assert f"with {len(plan['edits'])} edits" in section
+    for edit in plan["edits"]:
+        assert f"**{edit['pass']}** ({edit['exactness']}: " in section
+    for left in plan["left"]:
+        assert f"Left as it is: {left['rule']}" in section
+
+
+def test_a_repaired_repository_is_the_base_of_what_is_pushed(server: Hub, tmp_path: Path) -> None:
+    del server.repos["owner/sick"]["README.md"]
+    environment = {**server.environment(tmp_path / "home"), "HF_TOKEN": server.token}
+    arguments = ("repair", "owner/sick", "--output", tmp_path / "mended", "--push", "owner/new", "--quiet")
+    assert run(*arguments, env=environment).code == 0
+    card = server.repos["owner/new"]["README.md"].decode()
+    assert card.startswith("---\nbase_model: owner/sick\n---\n## Repaired by gemma-doctor\n")
+    assert f"owner/sick@{COMMIT}" in card.replace("&#8203;", "")
+
+
+def test_a_repository_with_files_is_refused_before_the_work(server: Hub, folder: Path, tmp_path: Path) -> None:
+    before = {".gitattributes": b"", "README.md": b"", "old.safetensors": b"old"}
+    server.repos["owner/new"] = dict(before)
+    done = push(server, folder, tmp_path)
+    assert done.code == 2
+    assert "holds files already (old.safetensors)" in done.err
+    assert not (tmp_path / "mended").exists()
+    assert server.repos["owner/new"] == before
+    assert push(server, folder, tmp_path, "--force").code == 0
+    assert server.repos["owner/new"] == {**repository(tmp_path / "mended"), ".gitattributes": b""}
+
+
+@pytest.mark.parametrize("repo", ["new", "owner/new/x", "owner/a b"])
+def test_a_name_that_no_repository_can_have_is_refused(repo: str, server: Hub, folder: Path, tmp_path: Path) -> None:
+    environment = {**server.environment(tmp_path / "home"), "HF_TOKEN": server.token}
+    done = run("repair", folder, "--output", tmp_path / "mended", "--push", repo, env=environment)
+    assert done.code == 2
+    assert done.err.startswith(f"gemma-doctor: --push {repo}: ")
+    assert not (tmp_path / "mended").exists()
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+def test_only_an_output_is_pushed(options: list[str], server: Hub, folder: Path, tmp_path: Path) -> None:
+    environment = {**server.environment(tmp_path / "home"), "HF_TOKEN": server.token}
+    done = run("repair", folder, "--push", "owner/new", *options, env=environment)
+    assert (done.code, "give --output DIR" in done.err) == (2, True)
+    assert not server.requests
+
+
+def test_nobody_logged_in_is_refused_before_the_work(server: Hub, folder: Path, tmp_path: Path) -> None:
+    done = push(server, folder, tmp_path, HF_TOKEN="")
+    assert (done.code, "nobody is logged in" in done.err) == (2, True)
+    assert not (tmp_path / "mended").exists()
+
+
+@pytest.mark.parametrize(
+    ("token", "read_only", "status"),
+    [("hf_wrong", "", 401), ("hf_right", "/api/repos", 403), ("hf_right", "/api/models/owner/new/commit", 403)],
+    ids=["wrong token", "may not create", "may not commit"],
+)
+def test_a_refused_upload_leaves_the_output_and_says_how_to_go_on(  # noqa: PLR0913, PLR0917  # parameters and fixtures
+    token: str, read_only: str, status: int, server: Hub, folder: Path, tmp_path: Path
+) -> None:
+    server.read_only = read_only
+    done = push(server, folder, tmp_path, HF_TOKEN=token)
+    assert done.code == 2
+    (sentence,) = done.err.splitlines()
+    assert f"owner/new: {server.url} refuses the upload ({status}). The token must be allowed to write" in sentence
+    assert sentence.endswith(f"push it again with: hf upload owner/new {tmp_path / 'mended'}")
+    assert "## Repaired by gemma-doctor" in (tmp_path / "mended" / "README.md").read_text()
+    assert run("scan", tmp_path / "mended", "--quiet").code == 0
+    assert not server.committed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -40,9 +40,13 @@ from gemma_doctor.records import (
 )
 from gemma_doctor.repair.applying.apply import apply
 from gemma_doctor.repair.applying.in_place import apply_in_place
+from gemma_doctor.repair.applying.manifest import relisted
+from gemma_doctor.repair.applying.sidecars import MANIFEST
 from gemma_doctor.repair.evidence.calibration import Calibration
 from gemma_doctor.repair.planning.planner import make_plan
 from gemma_doctor.repair.planning.registry import find_pass
+from gemma_doctor.reports.card import card_section
+from gemma_doctor.reports.documents import write
 from gemma_doctor.tensors import TensorStats
 from gemma_doctor.verifications import Activation
 from gemma_doctor.verify import registry as verifying
@@ -50,7 +54,18 @@ from gemma_doctor.verify.evidence import Evidence
 from gemma_doctor.verify.measures import Device, Measures
 from gemma_doctor.version import __version__
 
-__all__ = ["Options", "Progress", "exit_code", "plan", "repair", "repair_in_place", "scan", "verify"]
+__all__ = [
+    "Options",
+    "Progress",
+    "check_push",
+    "exit_code",
+    "plan",
+    "push",
+    "repair",
+    "repair_in_place",
+    "scan",
+    "verify",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +299,65 @@ def repair_in_place(plan: Plan, source: str | os.PathLike[str] | None = None) ->
     if is_repository(source):
         raise UsageError(f"{os.fsdecode(source)}: files of the Hub's cache are not changed in place. Give --output DIR")
     return apply_in_place(plan, open_checkpoint(source))
+
+
+def check_push(repo: str, *, token: str | None = None, force: bool = False) -> None:
+    """Refuses a repository that a checkpoint cannot be pushed to; nothing is created.
+
+    Args:
+        repo: ``owner/name``; it need not exist.
+        token: Access token for the Hub; the one of this machine if None.
+        force: Whether its files may be replaced.
+
+    Raises:
+        UsageError: If it holds other files, or nobody is logged in.
+        TransferError: If the Hub does not answer, or refuses.
+    """
+    room = _pushing()
+    room.check_target(room.Repository(repo, token=token), force=force)
+
+
+def push(  # what is sent, where to, and how
+    plan: Plan, applied: Applied, repo: str, *, token: str | None = None, force: bool = False
+) -> str:
+    """Sends a mended checkpoint to the Hub in one commit, its model card with a section about the repair.
+
+    The card is written into the output first, so that what is sent is what the folder holds.
+
+    Args:
+        plan: What was done.
+        applied: Where the output is.
+        repo: ``owner/name``; it is created if it is not there.
+        token: Access token for the Hub; the one of this machine if None.
+        force: Whether files that the repository holds are replaced.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        UsageError: If the repository holds other files, or the card's metadata cannot be read.
+        TransferError: If the Hub does not answer, or refuses. The output stays.
+    """
+    room, folder = _pushing(), applied.output
+    base = plan.source.partition("@")[0] if is_repository(plan.source) else None
+    _write_card(folder, room.CARD, lambda card: room.with_section(card, card_section(plan), base))
+    message = f"Repaired by gemma-doctor {__version__}"
+    address: str = room.upload(folder, room.Repository(repo, token=token), message, force=force)
+    return address
+
+
+def _write_card(folder: Path, name: str, edited: Callable[[str], str]) -> None:
+    """Edit the model card of an output, and what its manifest says of it."""
+    path = folder / name
+    card = edited(path.read_text(encoding="utf-8") if path.exists() else "")
+    manifest = relisted((folder / MANIFEST).read_bytes(), name, card.encode())
+    write(path, card)
+    write(folder / MANIFEST, manifest.decode())
+
+
+def _pushing() -> ModuleType:
+    """What knows the Hub, loaded when it is needed."""
+    return import_module("gemma_doctor.checkpoint.remote.push")
 
 
 def verify(

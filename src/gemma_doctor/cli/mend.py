@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +17,7 @@ from gemma_doctor.cli.options import Quiet, Remote, SourceName, Verdict, Wanted
 from gemma_doctor.cli.outlet import Outlet
 from gemma_doctor.cli.outputs import Documents, Telling
 from gemma_doctor.cli.running import applied, examine, progress
-from gemma_doctor.errors import UsageError
+from gemma_doctor.errors import DoctorError, TransferError, UsageError
 from gemma_doctor.records import FailOn, failing
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ EPILOG = """Examples:
   gemma-doctor repair sick/ --output mended --calibration trace.json
   gemma-doctor repair gemma-3n-E2B-it/ --dry-run --save-plan plan.json
   gemma-doctor repair google/gemma-3n-E2B-it --output mended
+  gemma-doctor repair gemma-3n-E2B-it/ --output mended --push me/gemma-3n-fp16
   gemma-doctor repair gemma-3n-E2B-it/ --plan plan.json --output mended --link
   gemma-doctor repair model.gguf --pass gguf-uint32 --in-place
 
@@ -75,8 +77,11 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
         bool, option(OUTPUT, None, "Hard-link tensor files that no edit touches, instead of copying.", "--link")
     ] = False,
     force: Annotated[
-        bool, option(OUTPUT, None, "Replace an output that is not empty, in one step at the end.", "--force")
+        bool, option(OUTPUT, None, "Replace an output (and what --push finds) that is not empty.", "--force")
     ] = False,
+    push: Annotated[
+        str | None, option(OUTPUT, "OWNER/NAME", "Then send the output to this Hub repository, with its model card.")
+    ] = None,
     in_place: Annotated[
         bool, option(OUTPUT, None, "Change a GGUF file's metadata itself, after a backup of its header.", "--in-place")
     ] = False,
@@ -94,6 +99,8 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
         _check_plan_alone(**scanning, **{"pass": pass_})
     _check_passes(words(pass_), unsafe=unsafe)
     _check_in_place(in_place=in_place, output=output, link=link, force=force)
+    if push is not None:
+        _check_push(push, remote, output, dry_run=dry_run or in_place, force=force, quiet=quiet)
     source = remote.fetched(source, quiet=quiet)
     checkpoint = _open(source, output, dry_run=dry_run or in_place, force=force)
     chosen = verdict.settings(source)
@@ -111,7 +118,10 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
     elif output is None or dry_run or not what.edits:
         outlet.show_unwritten(what, source, save_plan or plan)
     else:
-        outlet.show_applied(what, _apply(what, source, output, link=link, force=force, quiet=quiet), output)
+        done = _apply(what, source, output, link=link, force=force, quiet=quiet)
+        outlet.show_applied(what, done, output)
+        if push is not None:
+            outlet.show_pushed(push, _push(what, done, push, remote, force=force))
     raise typer.Exit(_exit_code(what, least))
 
 
@@ -146,6 +156,31 @@ def _check_in_place(*, in_place: bool, output: Path | None, link: bool, force: b
     """Refuse ``--in-place`` beside what says where a copy goes."""
     if in_place and (output is not None or link or force):
         raise UsageError("--in-place changes the source and writes no copy: leave out --output, --link and --force")
+
+
+def _check_push(  # noqa: PLR0913  # what the command line says about the copy
+    repo: str, remote: Remote, output: Path | None, *, dry_run: bool, force: bool, quiet: bool
+) -> None:
+    """Refuse what cannot be pushed, or not there, before the work."""
+    if output is None or dry_run:
+        raise UsageError("--push sends the mended copy: give --output DIR, and neither --dry-run nor --in-place")
+    remote.hush(quiet=quiet)
+    from gemma_doctor import doctor
+
+    doctor.check_push(repo, token=remote.token, force=force)
+
+
+def _push(plan: Plan, applied: Applied, repo: str, remote: Remote, *, force: bool) -> str:
+    """Send the output; where that fails, it says that the output is whole, and how to send it later."""
+    from gemma_doctor import doctor
+
+    try:
+        return doctor.push(plan, applied, repo, token=remote.token, force=force)
+    except DoctorError as error:
+        again = shlex.join(("hf", "upload", repo, str(applied.output)))
+        raise TransferError(
+            f"{error} The mended copy is whole in {applied.output}; push it again with: {again}"
+        ) from None
 
 
 def _change(plan: Plan, source: str) -> Applied:

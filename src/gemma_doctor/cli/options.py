@@ -87,9 +87,14 @@ class Remote:
 
         if self.revision is None and not is_repository(source):
             return source
+        self.hush(quiet=quiet)
+        return open_checkpoint(source, revision=self.revision, token=self.token, download=True).pinned
+
+    @staticmethod
+    def hush(*, quiet: bool) -> None:
+        """No progress bars of the Hub's client where nobody wants to see them; to be said before it is loaded."""
         if quiet or not sys.stderr.isatty():
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        return open_checkpoint(source, revision=self.revision, token=self.token, download=True).pinned
 
     def named(self, source: str) -> str:
         """The source as one word, for a command to follow."""

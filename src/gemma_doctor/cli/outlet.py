@@ -67,6 +67,13 @@ class Outlet:
         commands = () if self.quiet else ((spelled("scan", str(output)), "the mended copy"),)
         self._draw(lambda console: page.render_applied(applied, console, commands))
 
+    def show_pushed(self, repo: str, address: str) -> None:
+        """That the output has been sent."""
+        from gemma_doctor.reports import plan as page
+
+        commands = () if self.quiet else ((spelled("scan", repo), "what has been sent"),)
+        self._draw(lambda console: page.render_pushed(repo, address, console, commands))
+
     def show_changed(self, plan: Plan, applied: Applied, source: str) -> None:
         """What was changed in the source itself."""
         from gemma_doctor.reports import plan as page

@@ -18,7 +18,7 @@ from gemma_doctor.reports.markdown_verification import verification_lines
 from gemma_doctor.reports.names import clipped, fold
 from gemma_doctor.reports.wording import counted, listed, measured, proved, state, verdict
 
-__all__ = ["to_markdown"]
+__all__ = ["left_lines", "names", "to_markdown"]
 
 MOST = 65_536
 """Characters of a comment on GitHub, and of the whole document."""
@@ -122,10 +122,10 @@ def _plan(plan: Plan) -> Iterator[str]:
     for (name, exactness), edits in passes.items():
         rules = listed(sorted({edit.reason.rule for edit in edits}))
         yield f"| {cell(name)} | {exactness} | {len(edits):,} | {cell(rules)} |"
-    yield from _listed(_left(plan.left))
+    yield from _listed(left_lines(plan.left))
 
 
-def _left(left: Sequence[Left]) -> Iterator[str]:
+def left_lines(left: Sequence[Left]) -> Iterator[str]:
     """What stays, by rule, and the first reason."""
     rules: dict[str, list[Left]] = {}
     for item in sorted(left, key=lambda item: SEVERITIES.index(item.severity)):

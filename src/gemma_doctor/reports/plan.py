@@ -22,7 +22,7 @@ from gemma_doctor.tensors import TensorInfo
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["render_applied", "render_brief", "render_changed", "render_plan", "render_unwritten"]
+__all__ = ["render_applied", "render_brief", "render_changed", "render_plan", "render_pushed", "render_unwritten"]
 
 _ROWS = 10  # rows of a pass's table
 _DOES = 28  # characters for what an edit does: the name beside it needs the rest of the line
@@ -82,6 +82,21 @@ def render_applied(applied: Applied, console: Console, commands: Sequence[tuple[
     )
     for remark in (*applied.remarks, *map(_cleared, applied.removed_leftovers)):
         sheet.paragraph(("Remark: ", "bold"), remark, hang=2)
+    write_commands(commands, sheet)
+
+
+def render_pushed(repo: str, address: str, console: Console, commands: Sequence[tuple[str, str]] = ()) -> None:
+    """Print where the output has been sent.
+
+    Args:
+        repo: The repository.
+        address: The commit's address.
+        console: Where to print.
+        commands: What to do next: commands that can be copied, and what each is for.
+    """
+    sheet = Sheet.on(console)
+    sheet.blank()
+    sheet.paragraph(("Pushed", "bold green"), f" to {repo} in one commit, model card included: {address}", hang=2)
     write_commands(commands, sheet)
 
 

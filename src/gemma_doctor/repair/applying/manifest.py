@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 
@@ -9,7 +10,7 @@ from gemma_doctor.plans import Plan, WrittenFile
 from gemma_doctor.repair.documents import plan_document
 from gemma_doctor.version import __version__
 
-__all__ = ["manifest"]
+__all__ = ["manifest", "relisted"]
 
 _SCHEMA_VERSION = 1
 
@@ -28,3 +29,18 @@ def manifest(plan: Plan, files: Iterable[WrittenFile]) -> bytes:
         "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in files],
     }
     return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def relisted(document: bytes, name: str, content: bytes) -> bytes:
+    """The document with one file's size and hash as they are now.
+
+    Args:
+        document: What :func:`manifest` made.
+        name: The file, relative to the output; it need not be listed yet.
+        content: Its bytes.
+    """
+    known = json.loads(document)
+    entry = {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    others = [file for file in known["files"] if file["name"] != name]
+    known["files"] = sorted([*others, entry], key=lambda file: str(file["name"]))
+    return (json.dumps(known, indent=2) + "\n").encode()
