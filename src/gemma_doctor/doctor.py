@@ -140,8 +140,6 @@ def scan(  # noqa: PLR0913  # a Hub repository is named by three words
     unreachable = list(_unreachable(checkpoint, options))
     if not chosen and not unreachable and (checkpoint.tensors or checkpoint.unreachable):
         raise UsageError(f"no tensor of {checkpoint.uri} is selected; check --include and --exclude")
-    if checkpoint.store is not None and (executor is not None or options.dask):
-        raise UsageError(f"{checkpoint.uri}: workers read files that they all see. Download it where they do")
     with hire(executor, options.dask, options.jobs) as crew:
         measured = survey(checkpoint, chosen, jobs=options.jobs, crew=crew, progress=progress)
     whole = len(chosen) == len(checkpoint.tensors)

@@ -65,6 +65,14 @@ class RemoteStore(Store, Protocol):
     def cached(self, name: str) -> Path | None:
         """The same file on this machine, if a cache has it."""
 
+    def identity(self, name: str) -> str:
+        """What tells the content of one of its files from another content, the same for every process that asks.
+
+        Raises:
+            FileNotFoundError: If nothing has this name.
+            TransferError: If the store does not answer.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Folder:

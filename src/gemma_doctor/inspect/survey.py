@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from gemma_doctor.checkpoint import Checkpoint, FileBytes, open_bytes
+from gemma_doctor.checkpoint import Checkpoint, open_bytes
 from gemma_doctor.cores import cores
 from gemma_doctor.inspect import units
 from gemma_doctor.inspect.crew import Crew
@@ -97,9 +97,8 @@ def _by_crew(
 ) -> Generator[tuple[Unit, list[TensorStats]], None, None]:
     """The same, measured by a crew that opens the files itself; they are held open here to see them change."""
     site = Site.of(checkpoint, (tensor.file for tensor in wanted if tensor.nbytes))
-    with FileBytes(checkpoint) as files:
-        for file in site.headers:
-            files.descriptor(file)
+    with open_bytes(checkpoint) as files:
+        files.read_all([(file, 0, 0) for file in site.headers])  # none of their bytes
         witness = Witness(site)
         crew.admit(site)
         work = cut(wanted, crew.unit_bytes(sum(tensor.nbytes for tensor in wanted)))

@@ -3,7 +3,8 @@
 What travels is plain data: the unit, and where its files are. Whoever measures opens them for that unit only, so that
 a worker that dies leaves nothing behind and one that is idle holds nothing open; and what it saw of each file comes
 back with the figures. Inode numbers and times mean nothing across machines, so two machines compare size and header
-(its SHA-256); what one machine saw at different times must agree in inode, size and time of change as well.
+(its SHA-256); what one machine saw at different times must agree in inode, size and time of change as well. Of a file
+that is elsewhere all compare what its store says of its content (an entity tag, as a rule).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
-from gemma_doctor.checkpoint import Checkpoint, FileBytes
+from gemma_doctor.checkpoint import Checkpoint, open_bytes
 from gemma_doctor.checkpoint.files import reading
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.errors import ChangedError, ClusterError
@@ -28,6 +29,9 @@ __all__ = ["Measured", "Sighting", "Site", "Witness", "measure_at"]
 
 Stamp: TypeAlias = tuple[int, int, int]
 """Inode, size in bytes, and time of the last change in ns: one file's state on one machine."""
+
+_ELSEWHERE: Stamp = (0, 0, 0)
+"""The stamp of a file that is on no machine's disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,12 @@ class Site:
         return self.only(dict.fromkeys(piece.tensor.file for piece in unit))
 
     def unseen(self) -> str | None:
-        """The first file that this machine does not see with the size it should have, and what it sees; None if all."""
+        """The first file that this machine does not see with the size it should have, and what it sees; None if all.
+
+        What is elsewhere is not looked for: whoever cannot reach it says so when it measures.
+        """
+        if self.checkpoint.store is not None:
+            return None
         for info in self.checkpoint.files:
             path = self.checkpoint.root / info.name
             try:
@@ -95,8 +104,10 @@ class Site:
         return tuple(self._sight(file, stop) for file, stop in self.headers.items())
 
     def _sight(self, file: str, stop: int) -> Sighting:
-        path = self.checkpoint.root / file
+        path, store = self.checkpoint.root / file, self.checkpoint.store
         try:
+            if store is not None:
+                return Sighting(file, socket.gethostname(), _ELSEWHERE, store.identity(file))
             state = path.stat()
             stamp = (state.st_ino, state.st_size, state.st_mtime_ns)
             return Sighting(file, socket.gethostname(), stamp, _header(path, file, stamp, stop))
@@ -112,7 +123,7 @@ class Sighting:
         file: The file, as in ``TensorInfo``.
         host: The machine's name.
         stamp: The file's state there.
-        header: SHA-256 of its bytes before the first tensor.
+        header: SHA-256 of its bytes before the first tensor, or what its store says of its content.
     """
 
     file: str
@@ -151,7 +162,7 @@ def measure_at(site: Site, unit: Unit) -> Measured:
             f"gemma-doctor {__version__} on {socket.gethostname()} was asked to measure for gemma-doctor "
             f"{site.version}. Install the same version on both."
         )
-    with FileBytes(site.checkpoint) as files:  # its end says whether they stayed what they were
+    with open_bytes(site.checkpoint) as files:  # its end says whether they stayed what they were
         return Measured(measure_unit(files, unit), site.sight())
 
 
@@ -180,8 +191,8 @@ class Witness:
         for one in seen:
             if self._header.setdefault(one.file, one.header) != one.header:
                 raise ChangedError(
-                    f"{shown(one.file)}: {one.host} sees a file of the same size with another header. Give every "
-                    "worker the files that this machine sees; scan again."
+                    f"{shown(one.file)}: {one.host} sees a file with another header or content. Give every worker the "
+                    "files that this machine sees; scan again."
                 )
             if self._stamps.setdefault((one.host, one.file), one.stamp) != one.stamp:
                 raise ChangedError(

@@ -56,6 +56,10 @@ class ObjectStore:
         """None: no cache knows it."""
         return None
 
+    def identity(self, name: str) -> str:
+        """Size, entity tag, version and times, as far as the store knows them, as it says them now."""
+        return self.source(name).identity
+
 
 class ObjectFile:
     """One file of a file system, for any number of threads.
@@ -79,6 +83,11 @@ class ObjectFile:
         self._system, self._path = url_to_fs(url, use_listings_cache=False)
         self._state = self._ask()
         self.size = int(self._state["size"])
+
+    @property
+    def identity(self) -> str:
+        """What the store said of it."""
+        return repr(sorted(self._state.items()))
 
     def read_into(self, start: int, out: memoryview) -> None:
         """Fills ``out`` with the bytes from ``start`` on.

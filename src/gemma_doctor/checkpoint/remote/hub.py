@@ -117,6 +117,10 @@ class HubStore:
             return None
         return Path(found)
 
+    def identity(self, name: str) -> str:
+        """The hash that the commit lists; whoever reads the file compares it with what the Hub serves."""
+        return self.files[name].etag
+
     def _locate(self, name: str) -> Location:
         """Where a file's bytes are now: at the Hub itself, or behind a signed URL of its storage.
 

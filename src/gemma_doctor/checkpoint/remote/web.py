@@ -67,6 +67,10 @@ class WebStore:
         """None: no cache knows it."""
         return None
 
+    def identity(self, name: str) -> str:
+        """Size and entity tag, as the server says them now."""
+        return repr(self._state(name))
+
     def _source(self, name: str, state: _State) -> RangedFile:
         def locate() -> Location:
             if self._state(name) != state:

@@ -1,0 +1,88 @@
+"""A Hub repository measured by other processes: the same figures, and another content is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import write
+from command import run
+from hub_server import COMMIT, Hub, hub, repository
+
+from gemma_doctor.checkpoint import Checkpoint
+from gemma_doctor.errors import ChangedError
+from gemma_doctor.inspect.witness import Sighting, Site, Witness
+
+SCAN = """
+import json, sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from gemma_doctor import scan
+from gemma_doctor.inspect import units
+from gemma_doctor.reports.machine import to_json
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        print(to_json(scan("owner/name", executor=pool)))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    random = np.random.default_rng(7)
+    tensors = {f"layers.{index}.weight": random.normal(size=(64, 256)).astype(np.float32) for index in range(8)}
+    return write(tmp_path_factory.mktemp("local") / "checkpoint", tensors, {"model_type": "other"}, shards=2)
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Hub]:
+    with hub(name=repository(folder)) as running:
+        yield running
+
+
+def test_other_processes_give_the_figures_of_the_folder(server: Hub, folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "scanning.py"
+    script.write_text(SCAN, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, **server.environment(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found, local = json.loads(done.stdout), json.loads(run("scan", folder, "--json", "-").out)
+    for key in ("tensors", "findings", "coverage", "complete"):
+        assert found[key] == local[key]
+    assert found["source"]["revision"] == COMMIT
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+
+class Changing:
+    """A store in which a file's content changes once."""
+
+    streams = 1
+
+    def __init__(self) -> None:
+        self.answers = iter(["first", "second"])
+
+    def identity(self, name: str) -> str:
+        """Another content each time."""
+        assert name == "model.safetensors"
+        return next(self.answers)
+
+
+def test_another_content_is_an_error() -> None:
+    checkpoint = Checkpoint("s3://bucket", Path(), "safetensors", (), {}, store=Changing())  # type: ignore[arg-type]
+    site = Site(checkpoint, {"model.safetensors": 8})
+    assert site.unseen() is None
+    witness = Witness(site)
+    with pytest.raises(ChangedError, match=r"^model\.safetensors: .* sees a file with another header or content"):
+        witness.hear(site.sight())
+    witness.hear([Sighting("model.safetensors", "far", (0, 0, 0), "first")])
