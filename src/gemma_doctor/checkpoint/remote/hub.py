@@ -136,7 +136,7 @@ class HubStore:
             _check_same(name, "commit", self.commit, found.commit_hash)
             _check_same(name, "size", known.size, found.size)
             _check_same(name, "content", known.etag, found.etag)
-            if found.location.startswith(constants.ENDPOINT):
+            if found.location.startswith(f"{constants.ENDPOINT}/"):
                 headers = build_hf_headers(token=self.repository.token)
                 return Location(found.location, headers, found.etag, lasting=True)
             return Location(found.location, {}, None)
