@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ class _Front(_Handler):
             return
         with self.hub.lock:
             self.hub.issued += 1
-            location = f"{self.hub.storage}/{hashlib.sha256(raw).hexdigest()}?signature={self.hub.issued}"
+            location = f"{self.hub.storage}/{_digest('sha256', raw)}?signature={self.hub.issued}"
         linked = {"Location": location, "X-Linked-Size": str(len(raw)), "X-Linked-Etag": tag}
         self.answer(302, b"", {**headers, **linked})
 
@@ -290,9 +291,9 @@ class _Storage(_Handler):
                 raw
                 for files in self.hub.repos.values()
                 for raw in files.values()
-                if hashlib.sha256(raw).hexdigest() == parts.path[1:]
+                if _digest("sha256", raw) == parts.path[1:]
             )
-            tag = self.hub.tags.pop(0) if self.hub.tags else hashlib.md5(raw, usedforsecurity=False).hexdigest()
+            tag = self.hub.tags.pop(0) if self.hub.tags else _digest("md5", raw)
             _send(self, raw, {"ETag": f'"{tag}"'})
 
     do_HEAD = do_GET  # noqa: N815
@@ -310,10 +311,16 @@ def _objects(sent: bytes) -> list[dict[str, Any]]:
     return wanted
 
 
+@lru_cache(maxsize=64)
+def _digest(algorithm: str, raw: bytes) -> str:
+    """In hexadecimal; kept, for large files are asked for in many ranges."""
+    return hashlib.new(algorithm, raw, usedforsecurity=False).hexdigest()
+
+
 def _tag(raw: bytes) -> str:
     """The git id of a small file, the SHA-256 of one in LFS."""
     if len(raw) > _SMALL:
-        return hashlib.sha256(raw).hexdigest()
+        return _digest("sha256", raw)
     return hashlib.sha1(b"blob %d\0" % len(raw) + raw, usedforsecurity=False).hexdigest()
 
 

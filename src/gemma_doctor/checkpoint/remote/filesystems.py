@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,9 +33,11 @@ class ObjectStore:
 
     Attributes:
         base: The URL of their folder, without a slash at its end.
+        seen: What the store said of each file when it was first read: it must stay that.
     """
 
     base: str
+    seen: dict[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def streams(self) -> int:
@@ -49,8 +51,15 @@ class ObjectStore:
         yield stream(source, name, source.size), source.size
 
     def source(self, name: str) -> ObjectFile:
-        """One of its files, to be read in ranges."""
-        return ObjectFile(f"{self.base}/{name}", name)
+        """One of its files, to be read in ranges.
+
+        Raises:
+            ChangedError: If it is not what it was when it was first read.
+        """
+        file = ObjectFile(f"{self.base}/{name}", name)
+        if self.seen.setdefault(name, file.state) != file.state:
+            raise _changed(name)
+        return file
 
     def cached(self, name: str) -> Path | None:  # noqa: ARG002  # the protocol's
         """None: no cache knows it."""
@@ -66,6 +75,7 @@ class ObjectFile:
 
     Attributes:
         size: Its bytes.
+        state: What the store says of it.
     """
 
     def __init__(self, url: str, name: str) -> None:
@@ -81,8 +91,8 @@ class ObjectFile:
         """
         self._name = name
         self._system, self._path = url_to_fs(url, use_listings_cache=False)
-        self._state = self._ask()
-        self.size = int(self._state["size"])
+        self.state = self._ask()
+        self.size = int(self.state["size"])
 
     @property
     def identity(self) -> str:
@@ -114,13 +124,17 @@ class ObjectFile:
             now = self._ask()
         except FileNotFoundError:
             raise ChangedError(f"{shown(self._name)}: it is gone. Scan again.") from None
-        if now != self._state:
-            raise ChangedError(f"{shown(self._name)}: the file changed while it was read. Scan again.")
+        if now != self.state:
+            raise _changed(self._name)
 
     def _ask(self) -> Mapping[str, Any]:
         with _explaining(self._name):
             info = self._system.info(self._path)
         return {key: info[key] for key in _IDENTITY if key in info}
+
+
+def _changed(name: str) -> ChangedError:
+    return ChangedError(f"{shown(name)}: the file changed while it was read. Scan again.")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -42,10 +42,12 @@ class WebStore:
     Attributes:
         base: The URL up to the last slash of its path.
         query: What follows the path, such as a signature.
+        seen: What the server said of each file when it was first read: it must stay that.
     """
 
     base: str
     query: str = ""
+    seen: dict[str, _State] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def streams(self) -> int:
@@ -55,13 +57,12 @@ class WebStore:
     @contextmanager
     def reading(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
         """A file as a stream, and its size in bytes."""
-        state = self._state(name)
-        source = self._source(name, state)
-        yield stream(source, name, state.size), state.size
+        state = self._first(name)
+        yield stream(self._source(name, state), name, state.size), state.size
 
     def source(self, name: str) -> RangedFile:
         """One of its files, to be read in ranges."""
-        return self._source(name, self._state(name))
+        return self._source(name, self._first(name))
 
     def cached(self, name: str) -> Path | None:  # noqa: ARG002  # the protocol's
         """None: no cache knows it."""
@@ -81,6 +82,10 @@ class WebStore:
 
     def _url(self, name: str) -> str:
         return f"{self.base}{quote(name)}{self.query}"
+
+    def _first(self, name: str) -> _State:
+        """What the file was when it was first asked for."""
+        return self.seen[name] if name in self.seen else self.seen.setdefault(name, self._state(name))
 
     def _state(self, name: str) -> _State:
         return patiently(shown(name), lambda: _ask(self._url(name), name))
