@@ -97,7 +97,7 @@ class ObjectFile:
     @property
     def identity(self) -> str:
         """What the store said of it."""
-        return repr(sorted(self._state.items()))
+        return repr(sorted(self.state.items()))
 
     def read_into(self, start: int, out: memoryview) -> None:
         """Fills ``out`` with the bytes from ``start`` on.
