@@ -13,6 +13,8 @@ from command import Done, run
 from hub_server import COMMIT, Hub, hub, repository
 
 from gemma_doctor import __version__
+from gemma_doctor.checkpoint.remote.push import with_section
+from gemma_doctor.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +143,16 @@ def test_a_refused_upload_leaves_the_output_and_says_how_to_go_on(  # noqa: PLR0
     assert "## Repaired by gemma-doctor" in (tmp_path / "mended" / "README.md").read_text()
     assert run("scan", tmp_path / "mended", "--quiet").code == 0
     assert not server.committed
+
+
+@pytest.mark.parametrize("metadata", ["[", "- a", "model-index: 3"])
+def test_a_card_whose_metadata_cannot_be_read(metadata: str) -> None:
+    with pytest.raises(UsageError, match=r"README\.md: the metadata at its top cannot be read"):
+        with_section(f"---\n{metadata}\n---\n# A model\n", "## Section\n", None)
+
+
+def test_a_card_without_metadata_gets_none() -> None:
+    assert with_section("# A model\n", "## Section\n", None) == "# A model\n\n## Section\n"
+    assert with_section("---\nbase_model: a/b\n---\nText", "## Section\n", "c/d").startswith(
+        "---\nbase_model: a/b\n---\n"
+    )
