@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,3 +160,43 @@ def test_a_card_without_metadata_gets_none() -> None:
     assert with_section("---\nbase_model: a/b\n---\nText", "## Section\n", "c/d").startswith(
         "---\nbase_model: a/b\n---\n"
     )
+
+
+def test_a_link_to_a_file_outside_is_not_published(server: Hub, folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "id_rsa"
+    secret.write_text("secret", encoding="utf-8")
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    (source / "notes.txt").symlink_to(secret)
+    done = push(server, source, tmp_path)
+    assert done.code == 2
+    assert f"{source / 'notes.txt'}: a link to {secret}, outside the checkpoint" in done.err
+    assert not server.repos.get("owner/new")
+
+
+def test_hidden_files_are_not_published(server: Hub, folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    (source / ".env").write_text("TOKEN=x", encoding="utf-8")
+    done = push(server, source, tmp_path)
+    assert done.code == 0, done.err
+    pushed = server.repos["owner/new"]
+    assert "config.json" in pushed
+    assert ".env" not in pushed
+
+
+@pytest.mark.parametrize("token", ["hf_secret ", "hf_sécret", "hf_secret\nx"])
+def test_what_cannot_be_a_token_is_refused_and_not_shown(token: str, server: Hub, tmp_path: Path) -> None:
+    done = run("scan", "owner/sick", "--token", token, env=server.environment(tmp_path / "home"))
+    assert done.code == 2
+    assert "--token holds a blank" in done.err
+    assert token.strip() not in done.err + done.out
+
+
+def test_a_cache_that_holds_a_part_is_not_taken_for_the_whole(server: Hub, folder: Path, tmp_path: Path) -> None:
+    env = server.environment(tmp_path / "home")
+    one = "from huggingface_hub import hf_hub_download as get; get('owner/sick', 'model.safetensors', revision=%r)"
+    subprocess.run([sys.executable, "-c", one % COMMIT], env={**os.environ, **env}, check=True, capture_output=True)
+    done = run("scan", f"owner/sick@{COMMIT}", "--download", "--json", "-", env=env)
+    local = json.loads(run("scan", folder, "--json", "-").out)
+    assert json.loads(done.out)["findings"] == local["findings"]

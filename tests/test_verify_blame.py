@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,37 @@ def test_scores_that_overflow_before_the_mask_are_a_fault(folder: Path) -> None:
     found = first_bad(events, reference.by_key())
     assert found is not None
     assert found.key == ("forward", "model.layers.0.self_attn", "aten.bmm", 0)
+
+
+def traced(*operations: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor) -> Events:
+    """What a trace sees of some operations, one after the other."""
+    model = torch.nn.Identity()
+    places = Places.of(model)
+    with torch.no_grad(), places.watching(), (trace := Trace(places)):
+        for operation in operations:
+            start = operation(start)
+    return trace.events()
+
+
+def test_a_clamp_at_the_largest_float16_hides_no_overflow() -> None:
+    far = torch.tensor([1e6, -1e6, 1.0])
+    events = traced(lambda x: x.clamp(-65504, 65504).half(), lambda x: x * x, lambda x: x - x, start=far)
+    found = first_bad(events, None)
+    assert found is not None
+    assert found.key[2] == "aten.mul"
+
+
+def test_a_row_that_is_hidden_whole_is_a_fault() -> None:
+    least = torch.finfo(torch.float16).min
+    scores = torch.full((2, 8), -40.0).half()
+    events = traced(lambda x: x + torch.full((2, 8), least).half(), lambda x: x.softmax(-1), start=scores)
+    found = first_bad(events, None)
+    assert found is not None
+    assert found.key[2] == "aten._softmax"
+
+
+def test_a_mask_of_float32_may_become_infinite_in_the_cast() -> None:
+    mask = torch.tensor([[0.0, torch.finfo(torch.float32).min]])
+    events = traced(lambda x: x + 0.0, lambda x: x.half(), lambda x: x.softmax(-1), start=mask)
+    assert [event.key[2] for event in events.nonfinite()] == ["aten._to_copy"]
+    assert first_bad(events, None) is None

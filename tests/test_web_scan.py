@@ -190,3 +190,15 @@ def test_a_url_that_cannot_be_scanned(url: str, words: str, tmp_path: Path) -> N
     assert (done.code, done.out) == (2, "")
     assert words in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_what_is_secret_in_a_url_stays_there(folder: Path) -> None:
+    with serving(Ranged, folder) as address:
+        server = address.removeprefix("http://")
+        secret = f"http://user:PASSWORD@{server}/model-00001-of-00002.safetensors?X-Sig=SECRET"
+        found = open_checkpoint(secret)
+        missing = run("scan", secret.replace("00001-of", "00009-of"))
+    assert found.uri == f"{address}/model-00001-of-00002.safetensors"
+    assert missing.code == 2
+    assert "PASSWORD" not in missing.err + missing.out
+    assert "SECRET" not in missing.err + missing.out

@@ -333,10 +333,13 @@ def push(  # what is sent, where to, and how
         The commit's address.
 
     Raises:
-        UsageError: If the repository holds other files, or the card's metadata cannot be read.
+        UsageError: If the repository holds other files, the card cannot be read, or the source holds links to files
+            outside it.
         TransferError: If the Hub does not answer, or refuses. The output stays.
     """
     room, folder = _pushing(), applied.output
+    if os.path.isdir(plan.source):  # noqa: PTH112  # Path.is_dir raises on what it cannot look at
+        room.check_links(Path(plan.source))
     base = plan.source.partition("@")[0] if is_repository(plan.source) else None
     _write_card(folder, room.CARD, lambda card: room.with_section(card, card_section(plan), base))
     message = f"Repaired by gemma-doctor {__version__}"
@@ -347,7 +350,10 @@ def push(  # what is sent, where to, and how
 def _write_card(folder: Path, name: str, edited: Callable[[str], str]) -> None:
     """Edit the model card of an output, and what its manifest says of it."""
     path = folder / name
-    card = edited(path.read_text(encoding="utf-8") if path.exists() else "")
+    try:
+        card = edited(path.read_text(encoding="utf-8") if path.exists() else "")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: it is not UTF-8 ({error.reason}). Mend it.") from None
     manifest = relisted((folder / MANIFEST).read_bytes(), name, card.encode())
     write(path, card)
     write(folder / MANIFEST, manifest.decode())

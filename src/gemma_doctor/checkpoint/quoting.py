@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["quoted", "shown"]
+from urllib.parse import urlsplit, urlunsplit
+
+__all__ = ["quoted", "shown", "without_secrets"]
 
 _LIMIT = 80
 
@@ -15,3 +17,11 @@ def quoted(text: str) -> str:
 def shown(name: str) -> str:
     """A file's name as it is where that is short and printable, else quoted."""
     return name if name.isprintable() and len(name) <= _LIMIT else quoted(name)
+
+
+def without_secrets(uri: str) -> str:
+    """A URL without its user, password and query, which may be a signature; what is no URL stays as it is."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

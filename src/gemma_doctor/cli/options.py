@@ -90,6 +90,13 @@ class Remote:
         self.hush(quiet=quiet)
         return open_checkpoint(source, revision=self.revision, token=self.token, download=True).pinned
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a token, without showing it: the HTTP client's own error would."""
+        if self.token is not None and not (
+            self.token.isascii() and self.token.isprintable() and self.token.split() == [self.token]
+        ):
+            raise UsageError("--token holds a blank, a line's end or a character that no token has: copy it again")
+
     @staticmethod
     def hush(*, quiet: bool) -> None:
         """No progress bars of the Hub's client where nobody wants to see them; to be said before it is loaded."""

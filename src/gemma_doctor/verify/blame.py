@@ -18,6 +18,9 @@ __all__ = ["Scene", "first_bad", "first_bad_weight", "loaded", "merged"]
 _LEAST = -(2.0**127)
 """Where float32 reaches so far down, a mask has been added (its least finite number is nearly -2**128)."""
 
+_HIDING = ("aten.add", "aten.sub", "aten._to_copy")
+"""What makes a mask of a least finite number infinite: a score added to it, and the cast of float32's to float16."""
+
 _TELLING = ("eps", "scale", "clip", "cap")
 """Words in the names of constants that bear on overflow."""
 
@@ -33,14 +36,17 @@ def first_bad(events: Events, reference: Mapping[Key, TensorStats] | None) -> Ev
         reference: The figures at the same places of the reference; None without one.
     """
     excused: set[int] = set()
+    hidden: set[int] = set()
     for event in events.nonfinite():
         known = None if reference is None else reference.get(event.key)
         if _hides(event, events, known):
-            meant = True
-        elif known is not None:
+            hidden.add(event.step)
+            continue
+        if known is not None:
             meant = known.nan + known.inf > 0
         else:
-            meant = event.unbounded or any(step in excused for step in event.inputs)
+            given = excused if event.stats.nan else excused | hidden  # a row that is hidden whole is a fault
+            meant = event.unbounded or any(step in given for step in event.inputs)
         if not meant:
             return event
         excused.add(event.step)
@@ -57,7 +63,10 @@ def _hides(event: Event, events: Events, known: TensorStats | None) -> bool:
         return False
     if known is not None:
         return known.minimum is not None and known.minimum <= _LEAST
-    return any(events.stats(step).minimum == -FP16_MAX for step in event.inputs)
+    if event.key[2].rstrip("_") not in _HIDING:
+        return False
+    least = [events.stats(step).minimum for step in event.inputs]
+    return any(one is not None and (one == -FP16_MAX or one <= _LEAST) for one in least)
 
 
 def first_bad_weight(seen: Mapping[str, TensorStats], stored: Mapping[str, TensorStats] | None) -> str | None:

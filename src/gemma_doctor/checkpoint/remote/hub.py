@@ -199,9 +199,14 @@ def downloaded(wanted: Repository) -> Checkpoint:
     return _in_cache(wanted.repo, commit, Path(patiently(wanted.repo, ask)))
 
 
+def _listed(repo: str, commit: str) -> bool:
+    """Whether the cache knows all files of a commit; without it, huggingface_hub takes what is there for the whole."""
+    return (_snapshot(repo, commit).parents[1] / "trees" / f"{commit}.json").is_file()
+
+
 def _whole_in_cache(wanted: Repository) -> Checkpoint | None:
     """What a commit holds, without asking anybody, if it has been downloaded before."""
-    if wanted.revision is None or not _COMMIT.fullmatch(wanted.revision):
+    if wanted.revision is None or not _COMMIT.fullmatch(wanted.revision) or not _listed(wanted.repo, wanted.revision):
         return None
     try:
         folder = snapshot_download(

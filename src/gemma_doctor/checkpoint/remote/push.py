@@ -21,10 +21,11 @@ from huggingface_hub.errors import (
 from yaml import YAMLError
 
 from gemma_doctor.checkpoint.layout import listed
+from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.checkpoint.remote.hub import Repository
 from gemma_doctor.errors import TransferError, UsageError
 
-__all__ = ["CARD", "check_target", "upload", "with_section"]
+__all__ = ["CARD", "check_links", "check_target", "upload", "with_section"]
 
 CARD = "README.md"
 """The model card's file."""
@@ -56,8 +57,35 @@ def check_target(target: Repository, *, force: bool) -> None:
         return  # it will be created
 
 
+def check_links(folder: Path) -> None:
+    """Refuses a checkpoint that holds links to files outside it: they are copied as files, and may be private.
+
+    Args:
+        folder: The source of what is to be sent. The Hub's cache is made of links to its own blobs, which are meant.
+
+    Raises:
+        UsageError: If there is such a link.
+    """
+    root = folder.resolve()
+    for path in sorted(root.rglob("*")):
+        real = path.resolve()
+        if path.is_symlink() and not (real.is_relative_to(root) or real.is_relative_to(root.parent.parent / "blobs")):
+            raise UsageError(
+                f"{shown(str(path))}: a link to {shown(str(real))}, outside the checkpoint, whose content would be "
+                "published. Put the file itself there, or remove the link, and repair again."
+            )
+
+
+def _visible(folder: Path) -> dict[str, Path]:
+    """The files that are sent, by name: none that is hidden, or lies in a hidden folder."""
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name.as_posix(): path for name, path in paths.items() if not any(part.startswith(".") for part in name.parts)
+    }
+
+
 def upload(folder: Path, target: Repository, message: str, *, force: bool) -> str:
-    """Makes the repository, if it is not there, and commits every file of a folder to its main branch.
+    """Makes the repository, if it is not there, and commits a folder's files to its main branch, but for hidden ones.
 
     Args:
         folder: What to send.
@@ -76,7 +104,7 @@ def upload(folder: Path, target: Repository, message: str, *, force: bool) -> st
     with _telling(target.repo):
         api.create_repo(target.repo, exist_ok=True)
         parent, old = _head(target, force=force)
-        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        files = _visible(folder)
         stale = sorted(old - files.keys() - _HARMLESS)
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *(CommitOperationAdd(name, path) for name, path in files.items()),
@@ -120,11 +148,11 @@ def _telling(repo: str, *, missing: bool = False) -> Iterator[None]:
         raise TransferError(_refusal(repo, error)) from error
     except HFValidationError as error:
         raise UsageError(f"--push {repo}: {error}") from error
-    except (OfflineModeIsEnabled, httpx2.HTTPError) as error:
+    except (OfflineModeIsEnabled, httpx2.HTTPError) as error:  # its words may hold a header, and so a token
         raise TransferError(
-            f"{repo}: {constants.ENDPOINT} cannot be reached, or the connection broke ({error}). "
+            f"{repo}: {constants.ENDPOINT} cannot be reached, or the connection broke ({type(error).__name__}). "
             "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE."
-        ) from error
+        ) from None
 
 
 def _refusal(repo: str, error: HfHubHTTPError) -> str:

@@ -57,6 +57,11 @@ def explaining(repo: str, revision: str | None) -> Iterator[None]:
         ) from error
     except NETWORK as error:
         raise Again(f"the connection to {constants.ENDPOINT} broke: {str(error) or type(error).__name__}") from error
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:  # its words may hold a header, and so a token
+        raise TransferError(
+            f"{constants.ENDPOINT}: the request cannot be made ({type(error).__name__}). Check HF_ENDPOINT, the proxy "
+            "and the token."
+        ) from None
 
 
 def _explained(error: Exception, repo: str, revision: str | None) -> DoctorError | Again:

@@ -16,7 +16,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from gemma_doctor.checkpoint.contents import read_checkpoint
 from gemma_doctor.checkpoint.layout import single
 from gemma_doctor.checkpoint.model import Checkpoint
-from gemma_doctor.checkpoint.quoting import shown
+from gemma_doctor.checkpoint.quoting import shown, without_secrets
 from gemma_doctor.checkpoint.remote.patience import AGAIN, Again, patiently, retry_after
 from gemma_doctor.checkpoint.remote.ranges import NETWORK, Location, RangedFile, plain_tag
 from gemma_doctor.checkpoint.remote.stream import stream
@@ -103,7 +103,7 @@ def open_url(uri: str) -> Checkpoint:
     """
     parts = urlsplit(uri)
     name = unquote(PurePosixPath(parts.path).name)
-    layout = single(Path(name), uri, lambda part: (part,))
+    layout = single(Path(name), without_secrets(uri), lambda part: (part,))
     folder = parts.path.rpartition("/")[0]
     base = urlunsplit((parts.scheme, parts.netloc, f"{folder}/", "", ""))
     store = WebStore(base, f"?{parts.query}" if parts.query else "")
@@ -111,8 +111,8 @@ def open_url(uri: str) -> Checkpoint:
         try:
             store.source(name)
         except FileNotFoundError:
-            raise SourceNotFoundError(f"{uri}: the server has no such file. Check the URL.") from None
-    return replace(read_checkpoint(uri, layout, store), store=store)
+            raise SourceNotFoundError(f"{without_secrets(uri)}: the server has no such file. Check the URL.") from None
+    return replace(read_checkpoint(without_secrets(uri), layout, store), store=store)
 
 
 def _headers(url: str) -> dict[str, str]:
@@ -126,11 +126,13 @@ def _ask(url: str, name: str) -> _State:
     try:
         answer = get_session().head(url, headers=headers, timeout=timeout)
     except httpx2.ConnectError as error:
-        raise TransferError(f"{url}: the server cannot be reached ({error}). Check the URL and the network.") from error
+        raise TransferError(
+            f"{without_secrets(url)}: the server cannot be reached ({error}). Check the URL and the network."
+        ) from error
     except NETWORK as error:
         raise Again(f"the connection broke: {str(error) or type(error).__name__}") from error
-    except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.TooManyRedirects) as error:
-        raise TransferError(f"{url}: {error}. Check the URL.") from error
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:  # its words may hold what is secret in the URL
+        raise TransferError(f"{without_secrets(url)}: {type(error).__name__}. Check the URL and the proxy.") from None
     if answer.status_code in _ABSENT:
         raise FileNotFoundError(name)
     if answer.status_code in AGAIN:
@@ -138,7 +140,7 @@ def _ask(url: str, name: str) -> _State:
     size = answer.headers.get("Content-Length", "")
     if not answer.is_success or not size.isdigit():
         raise TransferError(
-            f"{url}: the server answers {answer.status_code}, and the file's size is {size or 'missing'}. Check the "
-            "access to it, or download it."
+            f"{without_secrets(url)}: the server answers {answer.status_code}, and the file's size is "
+            f"{size or 'missing'}. Check the access to it, or download it."
         )
     return _State(int(size), plain_tag(answer.headers.get("ETag")))

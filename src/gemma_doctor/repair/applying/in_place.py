@@ -128,8 +128,8 @@ def _prove(before: Checkpoint, edit: SetMetadata, path: Path, backup: Path) -> N
         after = open_checkpoint(before.uri)
     except DoctorError as error:
         raise OutputError(f"{path} cannot be opened any more: {error} {_restoring(path, backup)}") from error
-    contents = {key: value.content for key, value in before.metadata.items()}
-    as_meant = {key: value.content for key, value in after.metadata.items()} == contents
+    contents, found = ({key: repr(value.content) for key, value in one.metadata.items()} for one in (before, after))
+    as_meant = found == contents  # their texts: a NaN is not equal to itself
     if after.tensors != before.tensors or not as_meant or after.metadata[edit.key].type != "UINT32":
         raise OutputError(f"{path} is not what the plan makes it. {_restoring(path, backup)}")
 
