@@ -64,7 +64,7 @@ def test_a_sick_gemma3n_gets_all_its_findings_and_no_other() -> None:
     sick = without(sick, STEM_BIAS, f"{text}layers.0.mlp.gate_proj.weight")
     exam = examine({**sick, f"{text}layers.5.self_attn.q_proj.weight": np.ones((16, 16), np.float64)}, config)
     found = {finding.rule for finding in verdict(exam)}
-    untouched = {"GD001", "GD002", "GD003", "GD004", "GD202", "GD209"}
+    untouched = {"GD001", "GD002", "GD003", "GD004", "GD202", "GD209", "GD501", "GD502", "GD503"}  # the last: GGUF
     assert {rule.id for rule in RULES} - found == untouched
 
 

@@ -16,7 +16,7 @@ from checkpoints import Raw, bfloat16, write
 
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.errors import ChangedError, CheckpointError, DoctorError, UsageError
-from gemma_doctor.plans import Edit, FileMark, Fingerprint, Plan
+from gemma_doctor.plans import Edit, Fingerprint, Plan
 from gemma_doctor.repair.applying.apply import apply
 
 WEIGHTS = {f"w{i}": bfloat16(np.arange(12, dtype=np.float32).reshape(3, 4) + i + 1) for i in range(4)} | {
@@ -294,9 +294,3 @@ def test_incomplete_and_ambiguous_sources(source: Path, tmp_path: Path) -> None:
     index.rename(source / "x")
     shutil.copy(shard, source / "model-00001-of-00002.safetensors")
     assert "stands in two files" in error()
-
-
-def test_gguf_is_not_for_this(source: Path, tmp_path: Path) -> None:
-    checkpoint = replace(open_checkpoint(source), format="gguf")
-    with pytest.raises(UsageError, match="on safetensors only, not on gguf"):
-        apply(Plan("0", "x", Fingerprint((FileMark("a", 1, "0"),), {}), ()), checkpoint, tmp_path / "out")
