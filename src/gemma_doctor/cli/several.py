@@ -12,7 +12,6 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemma_doctor.checkpoint.quoting import without_secrets
 from gemma_doctor.cli.options import ScanWanted, Verdict
 from gemma_doctor.cli.outputs import NAME, Outputs, Telling, texts, write_all
 from gemma_doctor.cli.running import applied, examine, next_commands
@@ -135,6 +134,8 @@ class Round:
 
 def short_names(sources: Sequence[str]) -> list[str]:
     """A name for each source that a file's name can hold: its last part, and a number where that is taken."""
+    from gemma_doctor.checkpoint.quoting import without_secrets
+
     names: list[str] = []
     for source in sources:
         stem = Path(without_secrets(source)).resolve().name.removesuffix(".safetensors").removesuffix(".gguf") or "root"
