@@ -13,7 +13,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -104,14 +104,18 @@ def hub(**repos: dict[str, bytes]) -> Iterator[Hub]:
         repos: Name below the owner ``owner`` -> its files.
     """
     state = Hub(repos={f"owner/{name}": files for name, files in repos.items()})
-    with _serving(_Front, state) as front, _serving(_Storage, state) as storage:
+    with (
+        serving(type(_Front.__name__, (_Front,), {"hub": state})) as front,
+        serving(type(_Storage.__name__, (_Storage,), {"hub": state})) as storage,
+    ):
         state.url, state.storage = front, storage
         yield state
 
 
 @contextmanager
-def _serving(kind: type[_Handler], state: Hub) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type(kind.__name__, (kind,), {"hub": state}))
+def serving(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server on this machine, for as long as the ``with`` block lasts."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     server.block_on_close = False
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

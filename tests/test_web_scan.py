@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import fsspec
+import hub_server
 import numpy as np
 import pytest
 from checkpoints import write
@@ -61,20 +60,9 @@ class Ranged(Plain):
     do_HEAD = do_GET  # noqa: N815
 
 
-@contextmanager
-def serving(kind: type[Plain], folder: Path) -> Iterator[str]:
+def serving(kind: type[Plain], folder: Path) -> AbstractContextManager[str]:
     """The address of a server of a folder's files."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(kind, directory=str(folder)))
-    server.daemon_threads = True
-    server.block_on_close = False
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return hub_server.serving(partial(kind, directory=str(folder)))
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import library
 
 from gemma_doctor.kernels.guards import triton_norms
 from gemma_doctor.kernels.guards.norms_torch import Form, Operands
@@ -220,7 +221,7 @@ def _checked(x: torch.Tensor, dim: int) -> _Launch:
     return launch
 
 
-_OPERATORS = torch.library.Library("gemma_doctor", "DEF")
+_OPERATORS = library.Library("gemma_doctor", "DEF")
 _OPERATORS.define(
     "rms_norm(Tensor x, Tensor? weight, Tensor? scale, float eps, int dim, ScalarType out, float offset, bool gelu)"
     " -> (Tensor, Tensor)"
