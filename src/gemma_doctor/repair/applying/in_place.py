@@ -128,10 +128,14 @@ def _prove(before: Checkpoint, edit: SetMetadata, path: Path, backup: Path) -> N
         after = open_checkpoint(before.uri)
     except DoctorError as error:
         raise OutputError(f"{path} cannot be opened any more: {error} {_restoring(path, backup)}") from error
-    contents, found = ({key: repr(value.content) for key, value in one.metadata.items()} for one in (before, after))
-    as_meant = found == contents  # their texts: a NaN is not equal to itself
-    if after.tensors != before.tensors or not as_meant or after.metadata[edit.key].type != "UINT32":
+    meant = {**_metadata_texts(before), edit.key: ("UINT32", repr(edit.number))}
+    if after.tensors != before.tensors or _metadata_texts(after) != meant:
         raise OutputError(f"{path} is not what the plan makes it. {_restoring(path, backup)}")
+
+
+def _metadata_texts(checkpoint: Checkpoint) -> dict[str, tuple[str, str]]:
+    """Each value's type and its content as text, for a NaN is not equal to itself."""
+    return {key: (value.type, repr(value.content)) for key, value in checkpoint.metadata.items()}
 
 
 def _restoring(path: Path, backup: Path) -> str:
