@@ -17,6 +17,7 @@ from command import PLAIN, call
 import gemma_doctor
 from gemma_doctor import TensorInfo, doctor
 from gemma_doctor.checkpoint import Checkpoint
+from gemma_doctor.doctor import scanning
 from gemma_doctor.errors import ChangedError
 from gemma_doctor.inspect import survey as room
 from gemma_doctor.inspect import units
@@ -105,7 +106,7 @@ def test_a_file_that_changes_before_its_tied_head_is_compared(tmp_path: Path, mo
         cut(tmp_path / FILE)
         return measured
 
-    monkeypatch.setattr(doctor, "survey", survey_then_cut)
+    monkeypatch.setattr(scanning, "survey", survey_then_cut)
     with pytest.raises(ChangedError, match="and has 4,096 now"):
         gemma_doctor.scan(tmp_path)
 

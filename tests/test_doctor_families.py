@@ -26,9 +26,10 @@ from checkpoints import (
 )
 
 import gemma_doctor
-from gemma_doctor import Options, Report, TensorInfo, doctor
+from gemma_doctor import Options, Report, TensorInfo
 from gemma_doctor.architectures import identify
 from gemma_doctor.checkpoint import Checkpoint
+from gemma_doctor.doctor import scanning
 from gemma_doctor.inspect.survey import Survey
 from gemma_doctor.tensors import TensorStats
 
@@ -182,7 +183,7 @@ def _sound(tensor: TensorInfo) -> TensorStats:
 
 
 def test_the_merged_checkpoints_float16_is_seen(merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "survey", sound_figures)
+    monkeypatch.setattr(scanning, "survey", sound_figures)
     scanned = gemma_doctor.scan(merged)
     by_rule = defaultdict(list)
     for finding in scanned.findings:

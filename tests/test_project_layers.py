@@ -85,7 +85,7 @@ def test_a_new_rule_is_under_contract_without_being_listed(copied: Path) -> None
 
 @pytest.mark.parametrize("heavy", ["torch", "transformers", "matplotlib"])
 def test_a_heavy_import_is_named(copied: Path, heavy: str) -> None:
-    plant(copied / "doctor.py", f"def late():\n    import {heavy}")
+    plant(copied / "doctor" / "scanning.py", f"def late():\n    import {heavy}")
     code, output = lint(copied)
     assert code == 1
     assert f"gemma_doctor is not allowed to import {heavy}" in output
