@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NoReturn, TypeVar, cast
 
-__all__ = ["Node", "did_you_mean"]
+__all__ = ["Node", "did_you_mean", "parse_json"]
 
 T = TypeVar("T")
 Word = TypeVar("Word", bound=str)
@@ -20,6 +21,33 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
     """``"; did you mean 'x'?"`` where one of ``known`` is close to ``word``, else the whole list."""
     close = get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def parse_json(text: str | bytes, error: Callable[[str], Exception]) -> Node:
+    """The document that ``text`` holds, read strictly: no key twice in one object, no NaN and no Infinity.
+
+    Args:
+        text: A JSON document.
+        error: Makes the exception for a message; it is raised for whatever is wrong, here and by the node.
+    """
+    try:
+        return Node(json.loads(text, object_pairs_hook=_unique, parse_constant=_constant), "", error)
+    except json.JSONDecodeError as problem:
+        raise error(f"line {problem.lineno}, column {problem.colno}: {problem.msg}") from problem
+    except (ValueError, RecursionError) as problem:  # bad UTF-8, numbers of 4,301 digits, thousands of brackets
+        raise error(str(problem)) from problem
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return members
+
+
+def _constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ from gemma_doctor.records import (
 from gemma_doctor.reports import terminal
 from gemma_doctor.reports.sheet import rendered
 from gemma_doctor.tensors import TensorInfo, TensorStats
+from gemma_doctor.verify.dtypes import NAMES, name_of
 from gemma_doctor.version import __version__
 
 __all__ = ["PreflightCallback"]
@@ -57,14 +58,6 @@ __all__ = ["PreflightCallback"]
 _OF_FILES = ("GD0", "GD2")  # rules on files, layouts and stored dtypes,
 _OF_MODELS = ("ALL", "GD201", "GD202")  # but for these two, which look at values
 
-_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
 _WRAPPERS = ("base_model.model.", "module.", "_orig_mod.")  # of peft, DistributedDataParallel and torch.compile
 _ADAPTED = ".base_layer."  # what peft puts into the name of a layer that it adapts
 _ZERO_AT_FIRST = (".lora_B.", ".lora_embedding_A.")  # peft starts them at 0, so that an adapter first changes nothing
@@ -177,9 +170,9 @@ def _held(model: nn.Module) -> Iterator[_Held]:
     plain = Counter(_plain(own) for own, _ in tensors)
     for own, tensor in tensors:
         name = _plain(own) if plain[_plain(own)] == 1 else own
-        dtype = _NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
         problem = "this process holds a shard of it only" if sharded else _problem(tensor)
-        info = TensorInfo(name, dtype, tuple(tensor.shape), "", 0, tensor.numel() * tensor.element_size())
+        nbytes = tensor.numel() * tensor.element_size()
+        info = TensorInfo(name, name_of(tensor.dtype), tuple(tensor.shape), "", 0, nbytes)
         yield _Held(info, tensor, problem)
 
 
@@ -204,7 +197,7 @@ def _problem(tensor: torch.Tensor) -> str:
         return f"this process may hold a part of it only ({type(tensor.data).__name__})"
     if tensor.device.type == "meta":
         return "it lies on no device (meta)"
-    return "" if tensor.dtype in _NAMES else f"it holds {tensor.dtype}, so it is quantised"
+    return "" if tensor.dtype in NAMES else f"it holds {tensor.dtype}, so it is quantised"
 
 
 def _by_design(finding: Finding) -> bool:

@@ -23,7 +23,7 @@ from typing import TypeVar
 from gemma_doctor import catalog
 from gemma_doctor.errors import SettingsError, UsageError
 from gemma_doctor.inspect.suppression import Allow, Baseline, Ignore, Known
-from gemma_doctor.nodes import Node
+from gemma_doctor.nodes import Node, parse_json
 from gemma_doctor.records import FAIL_ON, LOADERS, SEVERITIES, TARGET_DTYPES, FailOn, Loader, Report, TargetDtype
 
 if sys.version_info >= (3, 11):
@@ -220,21 +220,12 @@ def read_baseline(path: Path) -> Baseline:
     def error(message: str) -> SettingsError:
         return SettingsError(f"{path} is not a baseline that can be read: {message}")
 
-    document = Node(_json(_text(path), error), "", error)
+    document = parse_json(_text(path), error)
     document.table(("schema_version", "findings"))
     version = document.member("schema_version").count()
     if version != _BASELINE_VERSION:
         document.refuse(f"schema version {version}; this gemma-doctor reads version {_BASELINE_VERSION}")
     return Baseline(tuple(map(_known, document.member("findings").items())), str(path))
-
-
-def _json(text: str, error: Callable[[str], SettingsError]) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as problem:
-        raise error(f"line {problem.lineno}, column {problem.colno}: {problem.msg}") from problem
-    except (ValueError, RecursionError) as problem:  # numbers of 4,301 digits, thousands of brackets
-        raise error(str(problem)) from problem
 
 
 def _known(node: Node) -> Known:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import BinaryIO
 
-from gemma_doctor.checkpoint.disguise import HEAD, unmask
-from gemma_doctor.checkpoint.gguf_values import Broken, Cursor, Value, read_value
-from gemma_doctor.checkpoint.quoting import quoted, shown
-from gemma_doctor.errors import HeaderError
+from gemma_doctor.checkpoint.broken import Broken, refusing
+from gemma_doctor.checkpoint.disguise import HEAD
+from gemma_doctor.checkpoint.gguf_values import Cursor, Value, read_value
+from gemma_doctor.checkpoint.quoting import quoted
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["GGUFHeader", "read_gguf_header"]
@@ -81,12 +81,8 @@ def read_gguf_header(stream: BinaryIO, size: int, file: str) -> GGUFHeader:
     """
     head = stream.read(min(size, HEAD))
     stream.seek(0)
-    try:
+    with refusing(file, "GGUF", head, _AGAIN, magic=_MAGIC):
         return _parse(Cursor(stream, size), size, file)
-    except Broken as broken:
-        what = None if head.startswith(_MAGIC) else unmask(head)
-        fact, advice = (f"it is {what[0]}", what[1]) if what else (str(broken), _AGAIN)
-        raise HeaderError(f"{shown(file)}: not a readable GGUF file: {fact}. {advice}.") from None
 
 
 def _parse(cursor: Cursor, size: int, file: str) -> GGUFHeader:

@@ -11,9 +11,10 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
 
+from gemma_doctor.checkpoint.broken import Broken
 from gemma_doctor.checkpoint.quoting import quoted
 
-__all__ = ["MAX_HEADER", "Broken", "Content", "Cursor", "Value", "as_uint32", "read_value", "uint32_bytes"]
+__all__ = ["MAX_HEADER", "Content", "Cursor", "Value", "as_uint32", "read_value", "uint32_bytes"]
 
 MAX_HEADER = 100_000_000
 """Most bytes before the first tensor: as for safetensors. A vocabulary of 262,144 tokens takes some ten million."""
@@ -68,10 +69,6 @@ def as_uint32(value: Value) -> int | None:
 def uint32_bytes(number: int) -> bytes:
     """A UINT32 as it is stored: its type and its value, eight bytes from :attr:`Value.at` on."""
     return struct.pack("<II", 4, number)
-
-
-class Broken(Exception):  # noqa: N818 - becomes a HeaderError as soon as the file's name is known
-    """A fact that breaks the format."""
 
 
 class Cursor:

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import BinaryIO, NoReturn
 
-from gemma_doctor.checkpoint.disguise import HEAD, unmask
+from gemma_doctor.checkpoint.broken import Broken, refusing
+from gemma_doctor.checkpoint.disguise import HEAD
 from gemma_doctor.checkpoint.dtypes import BITS
-from gemma_doctor.checkpoint.quoting import quoted, shown
+from gemma_doctor.checkpoint.quoting import quoted
 from gemma_doctor.checkpoint.strict_json import MAX_DEPTH, U64_MAX, BadJSONError, deeper_than, members
-from gemma_doctor.errors import HeaderError
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["MAX_HEADER", "Header", "read_header"]
@@ -48,10 +48,6 @@ class Header:
     repeated: tuple[str, ...] = ()
 
 
-class _Broken(Exception):  # noqa: N818 - becomes a HeaderError as soon as the file's name is known
-    """A fact that breaks the format."""
-
-
 def read_header(stream: BinaryIO, size: int, file: str) -> Header:
     """Read and check the header of a safetensors file; the tensors' bytes are not touched.
 
@@ -64,34 +60,30 @@ def read_header(stream: BinaryIO, size: int, file: str) -> Header:
         HeaderError: If the file breaks the format, or is something else altogether.
     """
     head = stream.read(min(size, HEAD))
-    try:
+    with refusing(file, "safetensors", head, _AGAIN):
         length = _header_length(head, size)
         stream.seek(_LENGTH)
         return _parse(stream.read(length), length, size, file)
-    except _Broken as broken:
-        what = unmask(head)
-        fact, advice = (f"it is {what[0]}", what[1]) if what else (str(broken), _AGAIN)
-        raise HeaderError(f"{shown(file)}: not a readable safetensors file: {fact}. {advice}.") from None
 
 
 def _header_length(head: bytes, size: int) -> int:
     if size < _LENGTH:
-        raise _Broken(f"it has only {size:,} bytes; the length of its header alone takes {_LENGTH}")
+        raise Broken(f"it has only {size:,} bytes; the length of its header alone takes {_LENGTH}")
     length = int.from_bytes(head[:_LENGTH], "little")
     if length > MAX_HEADER:
-        raise _Broken(f"it announces a header of {length:,} bytes; the limit is {MAX_HEADER:,}")
+        raise Broken(f"it announces a header of {length:,} bytes; the limit is {MAX_HEADER:,}")
     if _LENGTH + length > size:
-        raise _Broken(f"it is cut off: it has {size:,} bytes, and its header alone reaches to {_LENGTH + length:,}")
+        raise Broken(f"it is cut off: it has {size:,} bytes, and its header alone reaches to {_LENGTH + length:,}")
     return length
 
 
 def _parse(raw: bytes, length: int, size: int, file: str) -> Header:
     if len(raw) != length:
-        raise _Broken(f"it was cut off while it was read: {len(raw):,} of the header's {length:,} bytes came")
+        raise Broken(f"it was cut off while it was read: {len(raw):,} of the header's {length:,} bytes came")
     try:
         return _header(raw, _LENGTH + length, size, file)
     except BadJSONError as error:
-        raise _Broken(f"its header is not valid JSON: {error}") from None
+        raise Broken(f"its header is not valid JSON: {error}") from None
 
 
 def _header(raw: bytes, base: int, size: int, file: str) -> Header:
@@ -106,7 +98,7 @@ def _header(raw: bytes, base: int, size: int, file: str) -> Header:
             repeated[name] = None
         tensors[name] = _tensor(name, value, base, file)
     if len(metadata) > 1:
-        raise _Broken("its header has two __metadata__ entries")
+        raise Broken("its header has two __metadata__ entries")
     ordered = tuple(sorted(tensors.values(), key=attrgetter("start", "stop")))
     _check_layout(ordered, base, size)
     return Header(metadata[0] if metadata else None, ordered, tuple(repeated))
@@ -116,10 +108,10 @@ def _metadata(value: object) -> dict[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, tuple):
-        raise _Broken("the __metadata__ of its header is not an object")
+        raise Broken("the __metadata__ of its header is not an object")
     for key, text in value:
         if not isinstance(text, str):
-            raise _Broken(f"the __metadata__ of its header maps {quoted(key)} to something other than a string")
+            raise Broken(f"the __metadata__ of its header maps {quoted(key)} to something other than a string")
     return dict(value)
 
 
@@ -181,9 +173,9 @@ def _check_layout(tensors: tuple[TensorInfo, ...], base: int, size: int) -> None
             _refuse(tensor.name, f"has {tensor.nbytes:,} bytes, where {tensor.dtype} of shape {shape} needs {nbytes:,}")
         at = tensor.stop
     if at > size:
-        raise _Broken(f"it is cut off: it has {size:,} bytes, and its header describes {at:,}")
+        raise Broken(f"it is cut off: it has {size:,} bytes, and its header describes {at:,}")
     if at < size:
-        raise _Broken(f"it has {size:,} bytes, and its header describes only the first {at:,}")
+        raise Broken(f"it has {size:,} bytes, and its header describes only the first {at:,}")
 
 
 def _misplaced(start: int, stop: int, at: int) -> str:
@@ -215,4 +207,4 @@ def _nbytes(tensor: TensorInfo) -> int:
 
 
 def _refuse(name: str, fact: str) -> NoReturn:
-    raise _Broken(f"in its header, tensor {quoted(name)} {fact}")
+    raise Broken(f"in its header, tensor {quoted(name)} {fact}")

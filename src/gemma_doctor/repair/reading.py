@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from gemma_doctor.errors import UsageError
-from gemma_doctor.nodes import Node
+from gemma_doctor.nodes import Node, parse_json
 
 __all__ = ["read"]
 
@@ -30,7 +28,7 @@ def read(path: Path, kind: str, version: int) -> Node:
     def error(message: str) -> UsageError:
         return UsageError(f"{path} is not a {kind} that can be read: {message}")
 
-    document = Node(_parse(_bytes(path, error), error), "", error)
+    document = parse_json(_bytes(path, error), error)
     document.member("kind").choice((kind,))
     found = document.member("schema_version").count()
     if found != version:
@@ -47,24 +45,3 @@ def _bytes(path: Path, error: Callable[[str], UsageError]) -> bytes:
     if len(data) > _MAX_BYTES:
         raise error(f"it is larger than {_MAX_BYTES >> 20} MiB; is it the right file?")
     return data
-
-
-def _parse(data: bytes, error: Callable[[str], UsageError]) -> object:
-    def constant(word: str) -> NoReturn:
-        raise error(f"{word} is not JSON")
-
-    def table(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        members = dict(pairs)
-        if len(members) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise error(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
-        return members
-
-    try:
-        return json.loads(data, object_pairs_hook=table, parse_constant=constant)
-    except UsageError:
-        raise
-    except json.JSONDecodeError as problem:
-        raise error(f"line {problem.lineno}, column {problem.colno}: {problem.msg}") from problem
-    except (ValueError, RecursionError) as problem:  # bad UTF-8, numbers of 4,301 digits, thousands of brackets
-        raise error(str(problem)) from problem

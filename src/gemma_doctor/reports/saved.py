@@ -6,12 +6,11 @@ the document (a wrong sum, an unknown key, a count that does not fit its list) i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from gemma_doctor.errors import UsageError
-from gemma_doctor.nodes import Node
+from gemma_doctor.nodes import Node, parse_json
 from gemma_doctor.records import (
     LOADERS,
     SCHEMA_VERSION,
@@ -51,7 +50,7 @@ def read_report(text: str | bytes, name: str, write: Callable[[Report], dict[str
     def error(message: str) -> UsageError:
         return UsageError(f"{name} is not a report that can be read: {message}")
 
-    document = Node(_parse(text, error), "", error)
+    document = parse_json(text, error)
     _check_version(document)
     report = _report(document)
     try:
@@ -60,20 +59,6 @@ def read_report(text: str | bytes, name: str, write: Callable[[Report], dict[str
         raise error(f"a number leaves float64's range: {problem}") from problem
     _check_same(document, again)
     return report
-
-
-def _parse(text: str | bytes, error: Callable[[str], UsageError]) -> object:
-    def constant(word: str) -> NoReturn:
-        raise error(f"{word} is not JSON")
-
-    try:
-        return json.loads(text, parse_constant=constant)
-    except UsageError:
-        raise
-    except json.JSONDecodeError as problem:
-        raise error(f"line {problem.lineno}, column {problem.colno}: {problem.msg}") from problem
-    except (ValueError, RecursionError) as problem:  # bad UTF-8, numbers of 4,301 digits, thousands of brackets
-        raise error(str(problem)) from problem
 
 
 def _check_version(document: Node) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["name_of"]
+__all__ = ["NAMES", "name_of"]
 
-_NAMES = {
+NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -18,4 +18,4 @@ _NAMES = {
 
 def name_of(dtype: torch.dtype) -> str:
     """The safetensors name of a floating-point dtype; torch's own name where the format has none."""
-    return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
+    return NAMES.get(dtype, str(dtype).removeprefix("torch."))

@@ -7,146 +7,29 @@ are read from there. Nothing is written to disk but by :func:`downloaded`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
-from huggingface_hub import (
-    HfApi,
-    constants,
-    get_hf_file_metadata,
-    hf_hub_url,
-    snapshot_download,
-    try_to_load_from_cache,
-)
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RevisionResolutionError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # its __all__ says otherwise
 
 from gemma_doctor.checkpoint.contents import read_checkpoint
-from gemma_doctor.checkpoint.files import reading
 from gemma_doctor.checkpoint.layout import PICKLE_ADVICE, PICKLES, arrange, find_layout, listed
 from gemma_doctor.checkpoint.model import Checkpoint
 from gemma_doctor.checkpoint.quoting import quoted
+from gemma_doctor.checkpoint.remote.hub_store import HubFile, HubStore, Repository
 from gemma_doctor.checkpoint.remote.patience import patiently
-from gemma_doctor.checkpoint.remote.ranges import Location, RangedFile
 from gemma_doctor.checkpoint.remote.refusals import explaining
-from gemma_doctor.checkpoint.remote.stream import stream
 from gemma_doctor.checkpoint.stores import Folder
-from gemma_doctor.errors import ChangedError, SourceNotFoundError
+from gemma_doctor.errors import SourceNotFoundError
 
-__all__ = ["HubStore", "Repository", "downloaded", "streamed"]
+__all__ = ["Repository", "downloaded", "streamed"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OTHER_FORMATS = ("*.bin", "*.ckpt", "*.pkl", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.tflite")
 """Weights in other formats, which a copy of the checkpoint does not need."""
-
-
-@dataclass(frozen=True, slots=True)
-class Repository:
-    """A repository as the user named it.
-
-    Attributes:
-        repo: ``owner/name``.
-        revision: Branch, tag or commit; its default branch if None.
-        token: Access token; the one of this machine if None.
-    """
-
-    repo: str
-    revision: str | None = None
-    token: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """A file as the repository lists it.
-
-    Attributes:
-        size: Its bytes.
-        etag: SHA-256 of its content where it lies in LFS or Xet, else its git id: what the Hub's ETag is.
-    """
-
-    size: int
-    etag: str
-
-
-@dataclass(frozen=True, slots=True)
-class HubStore:
-    """The files of a repository at one commit.
-
-    Attributes:
-        repository: The repository.
-        commit: The commit.
-        files: Its files by name.
-    """
-
-    repository: Repository
-    commit: str
-    files: Mapping[str, HubFile] = field(repr=False)
-
-    @property
-    def streams(self) -> int:
-        """Several headers at once."""
-        return 8
-
-    @contextmanager
-    def reading(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
-        """A file as a stream, and its size in bytes."""
-        path = self.cached(name)
-        if path is not None:
-            with reading(path, name) as local:
-                yield local
-            return
-        source = self.source(name)
-        yield stream(source, name, self.files[name].size), self.files[name].size
-
-    def source(self, name: str) -> RangedFile:
-        """One of its files, to be read in ranges."""
-        if name not in self.files:
-            raise FileNotFoundError(name)
-        return RangedFile(name, self.files[name].size, partial(self._locate, name))
-
-    def cached(self, name: str) -> Path | None:
-        """The same file in the Hub's cache on this machine, if it is there whole."""
-        found = try_to_load_from_cache(self.repository.repo, name, revision=self.commit)
-        known = self.files.get(name)
-        if not isinstance(found, str) or known is None or Path(found).stat().st_size != known.size:
-            return None
-        return Path(found)
-
-    def identity(self, name: str) -> str:
-        """The hash that the commit lists; whoever reads the file compares it with what the Hub serves."""
-        return self.files[name].etag
-
-    def _locate(self, name: str) -> Location:
-        """Where a file's bytes are now: at the Hub itself, or behind a signed URL of its storage.
-
-        Raises:
-            ChangedError: If the Hub says another commit, size or content than at first.
-        """
-        url = hf_hub_url(self.repository.repo, name, revision=self.commit)
-        known = self.files[name]
-
-        def ask() -> Location:
-            with explaining(self.repository.repo, self.commit):
-                found = get_hf_file_metadata(url, token=self.repository.token)
-            _check_same(name, "commit", self.commit, found.commit_hash)
-            _check_same(name, "size", known.size, found.size)
-            _check_same(name, "content", known.etag, found.etag)
-            if found.location.startswith(f"{constants.ENDPOINT}/"):
-                headers = build_hf_headers(token=self.repository.token)
-                return Location(found.location, headers, found.etag, lasting=True)
-            return Location(found.location, {}, None)
-
-        return patiently(name, ask)
-
-
-def _check_same(name: str, what: str, was: object, now: object) -> None:
-    if now is not None and now != was:
-        raise ChangedError(f"{name}: the file changed while it was read: its {what} was {was}, now {now}. Scan again.")
 
 
 def streamed(wanted: Repository) -> Checkpoint:

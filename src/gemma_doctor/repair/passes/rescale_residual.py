@@ -63,14 +63,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from gemma_doctor.architectures.base import Rescaling
-from gemma_doctor.architectures.ranges import ASSUMPTIONS, BoundedValue
 from gemma_doctor.plans import Edit, Left, Reason, Scale, ScaleGain
 from gemma_doctor.records import Exactness, Finding, Scalar
 from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
+from gemma_doctor.repair.evidence.certificate import certificate
 from gemma_doctor.repair.evidence.rescaled import MARGIN, Furthest, Ranges
 from gemma_doctor.repair.evidence.scaling import SMALL, Note, RefusedError, refuse_coarse, scalable
 from gemma_doctor.tensors import FP16_MAX, MeasuredTensor
@@ -165,33 +165,10 @@ class _Rescaler:
 
     def _with_proof(self, mend: Mend) -> Mend:
         edit, *others = mend.edits
-        text, evidence = self._proof()
-        reason = Reason(edit.reason.rule, f"{edit.reason.message} {text}", {**edit.reason.evidence, **evidence})
+        proof = certificate(self.ranges.analysis(self.exponents))
+        note = Note(edit.reason.message, edit.reason.evidence).plus(proof.text, proof.evidence)
+        reason = Reason(edit.reason.rule, note.text, note.evidence)
         return Mend(mend.finding, (replace(edit, reason=reason), *others))
-
-    def _proof(self) -> tuple[str, Mapping[str, Scalar]]:
-        """What is proved of the model once the edits are carried out."""
-        analysis = self.ranges.analysis(self.exponents)
-        total, open_ones = len(analysis.written), [item for item in analysis.written if not item.safe]
-        evidence: dict[str, Scalar] = {
-            "values": total,
-            "proved_safe": total - len(open_ones),
-            "certified": analysis.certified,
-            "eager_scores": len(analysis.scores),
-            "eager_scores_safe": sum(item.safe for item in analysis.scores),
-        }
-        if analysis.certified:
-            return (
-                f"Certified: all {total:,} values of a float16 run then fit, so that the model cannot overflow in the "
-                f"forward pass, whatever the input. Assumed: {'; '.join(ASSUMPTIONS)}.{_eager(analysis.scores)}"
-            ), evidence
-        first = open_ones[0]
-        bound = "nothing is proved" if first.bound is None else f"the bound is {first.bound:.4g}"
-        return (
-            f"Then {total - len(open_ones):,} of {total:,} values of a float16 run are proved to fit. Not certified: "
-            f"the first of {len(open_ones):,} others is {first.value.name}, of which {bound}; the limit is "
-            f"{first.value.limit:g}."
-        ), evidence
 
     def _edits(self, rescaling: Rescaling, furthest: Furthest | None) -> list[Edit]:
         """The edits of one rescaling.
@@ -309,17 +286,6 @@ class _Rescaler:
 
     def _disk(self, name: str) -> str:
         return self.case.exam.disk_name(name)
-
-
-def _eager(scores: Sequence[BoundedValue]) -> str:
-    """What the certificate says of eager attention, where it does not hold for that."""
-    beyond = [item for item in scores if not item.safe]
-    if not beyond:
-        return ""
-    return (
-        f" It does not hold for eager attention, of whose {len(scores):,} scores {len(beyond):,} are not proved, "
-        f"{beyond[0].value.name} first."
-    )
 
 
 PASS = Pass("rescale-residual", "eps", (_RULE,), plan)
