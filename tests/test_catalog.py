@@ -32,6 +32,7 @@ CONTRACT = {
     "GD106": ("all-zero-tensor", "warning"),
     "GD107": ("dead-rows", "note"),
     "GD108": ("outlier-magnitude", "note"),
+    "GD109": ("nonpositive-norm-gain", "warning"),
     "GD201": ("zero-shared-kv", "warning"),
     "GD202": ("dead-shared-kv", "note"),
     "GD203": ("dtype-config-mismatch", "warning"),
@@ -111,7 +112,7 @@ def test_no_selection_is_everything() -> None:
 
 def test_the_longest_prefix_wins() -> None:
     assert ids(["GD1"], ["GD10"]) == []
-    assert ids(["GD1"], ["GD101", "GD102", "GD103"]) == ["GD104", "GD105", "GD106", "GD107", "GD108"]
+    assert ids(["GD1"], ["GD101", "GD102", "GD103"]) == [rule for rule in CONTRACT if "GD103" < rule < "GD2"]
     assert ids(["GD101"], ["GD1"]) == ["GD101"]
     assert ids([], ["GD0", "GD1"]) == [rule for rule in CONTRACT if rule.startswith(("GD2", "GD3", "GD4", "GD5"))]
     assert ids(["ALL", "GD104"], ["GD"]) == ["GD104"]

@@ -56,6 +56,7 @@ def test_a_sick_gemma3n_gets_all_its_findings_and_no_other() -> None:
     sick |= {
         f"{text}layers.2.input_layernorm.weight": np.full(16, 1e-9, np.float32),
         f"{text}layers.3.input_layernorm.weight": np.zeros(16, np.float32),
+        f"{text}layers.4.input_layernorm.weight": np.full(16, -0.7, np.float32),
         f"{text}layers.4.mlp.up_proj.weight": np.eye(32, 16, dtype=np.float32),
         f"{text}layers.5.mlp.up_proj.weight": np.ones((31, 16), np.float32),
         "lm_head.weight": np.ones((72, 16), np.float32),

@@ -1,18 +1,29 @@
-"""GD101 to GD103 and GD105 to GD108: what the numbers of single tensors say. Figures come from the oracle."""
+"""GD101 to GD103 and GD105 to GD109: what the numbers of single tensors say. Figures come from the oracle."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from checkpoints import Array, Raw, Tensors, bfloat16, healthy, tiny_gemma3_config
+from checkpoints import (
+    Array,
+    Raw,
+    Tensors,
+    bfloat16,
+    healthy,
+    tiny_gemma3_config,
+    tiny_gemma3_multimodal_config,
+    tiny_gemma3n_text_config,
+)
 from examinations import examine, find
 
 from gemma_doctor.architectures import Model
+from gemma_doctor.inspect.registry import RULES
 from gemma_doctor.records import Finding
 
 NAME = "encoder.dense.weight"
@@ -29,7 +40,7 @@ def findings(rule: str, tensor: Array | Raw, name: str = NAME) -> list[Finding]:
     return find(rule, examine({name: tensor}))
 
 
-VALUE_RULES = ("GD101", "GD102", "GD103", "GD104", "GD105", "GD106", "GD107", "GD108")
+VALUE_RULES = [rule.id for rule in RULES if rule.id.startswith("GD1")]
 
 
 @pytest.mark.parametrize("rule", VALUE_RULES)
@@ -270,3 +281,67 @@ def test_gd108_leaves_zero_tensors_out() -> None:
     zeros = {f"zero.{index}.dense.weight": np.zeros((2, 2), np.float32) for index in range(8)}
     (finding,) = find("GD108", examine({**layers(*[1] * 7, 100), **zeros}))
     assert finding.evidence["group"] == 8
+
+
+GEMMA3, GEMMA3N = tiny_gemma3_config(), tiny_gemma3n_text_config()
+DIVIDED = np.linspace(0.5, 1.5, 16) / 1024 - 1
+"""Gains w of 1 + w that were divided by 1024: near -1, where the next bfloat16 is -0.996."""
+
+
+def judged(config: Mapping[str, Any], name: str, gains: npt.ArrayLike, *, narrow: bool = False) -> list[Finding]:
+    """What GD109 finds where a checkpoint has these gains in one norm."""
+    values = np.asarray(gains, np.float32)
+    planted = bfloat16(values) if narrow else values
+    return find("GD109", examine({**healthy(config), name: planted}, config))
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "gains", "largest"),
+    [
+        (GEMMA3, "model.norm.weight", np.full(16, -1.0), 0.0),
+        (GEMMA3, "model.layers.1.input_layernorm.weight", np.linspace(-3.0, -1.25, 16), -0.25),
+        (GEMMA3N, "model.norm.weight", np.full(16, -0.75), -0.75),
+        (GEMMA3N, "model.norm.weight", [0.0] + 15 * [-1e-30], 0.0),
+    ],
+    ids=["1 + w is 0", "1 + w is negative", "w is negative", "w is not positive"],
+)
+def test_gd109_finds_a_norm_without_a_positive_gain(
+    config: Mapping[str, Any], name: str, gains: npt.ArrayLike, largest: float
+) -> None:
+    (finding,) = judged(config, name, gains)
+    assert (finding.severity, finding.tensor) == ("warning", name)
+    assert finding.evidence == {"largest_gain": largest, "threshold": 0.0, "plus_one": config is GEMMA3, "count": 16}
+    form = "1 + w" if config is GEMMA3 else "the gain"
+    assert finding.message.startswith(f"No gain is above 0: {form} is at most {largest:g} in all 16 channels")
+
+
+@pytest.mark.parametrize(
+    ("config", "gains"),
+    [
+        (GEMMA3, np.zeros(16)),
+        (GEMMA3, np.full(16, -0.75)),
+        (GEMMA3, [-0.999] + 15 * [-2.0]),
+        (GEMMA3N, [1e-30] + 15 * [-0.75]),
+        (GEMMA3N, np.zeros(16)),
+        (GEMMA3N, [math.nan] + 15 * [-1.0]),
+        (GEMMA3N, [math.inf] + 15 * [-1.0]),
+    ],
+    ids=["all 1", "0.25", "one above 0", "one above 0, plain", "zero: GD106", "NaN: GD101", "inf: GD101"],
+)
+def test_gd109_keeps_quiet(config: Mapping[str, Any], gains: npt.ArrayLike) -> None:
+    assert judged(config, "model.norm.weight", gains) == []
+
+
+def test_gd109_sees_what_bfloat16_does_to_gains_near_minus_one() -> None:
+    assert judged(GEMMA3, "model.norm.weight", DIVIDED) == []
+    (finding,) = judged(GEMMA3, "model.norm.weight", DIVIDED, narrow=True)
+    assert finding.evidence["largest_gain"] == 0.0
+
+
+def test_gd109_judges_declared_norms_only() -> None:
+    negative = np.full(16, -2.0, np.float32)
+    assert findings("GD109", negative, "model.norm.weight") == []
+    config = tiny_gemma3_multimodal_config()
+    biases = {name: negative[:1].repeat(array.size) for name, array in healthy(config).items() if name.endswith("bias")}
+    assert biases
+    assert find("GD109", examine({**healthy(config), **biases}, config)) == []
