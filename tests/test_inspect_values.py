@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import architecture_data
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -22,7 +23,7 @@ from checkpoints import (
 )
 from examinations import examine, find
 
-from gemma_doctor.architectures import Model
+from gemma_doctor.architectures import Model, identify
 from gemma_doctor.inspect.registry import RULES
 from gemma_doctor.records import Finding
 
@@ -345,3 +346,13 @@ def test_gd109_judges_declared_norms_only() -> None:
     biases = {name: negative[:1].repeat(array.size) for name, array in healthy(config).items() if name.endswith("bias")}
     assert biases
     assert find("GD109", examine({**healthy(config), **biases}, config)) == []
+
+
+@pytest.mark.parametrize("name", architecture_data.MODELS)
+def test_gd109_knows_which_norms_of_a_real_model_add_one(name: str) -> None:
+    config = architecture_data.config(name)
+    norms = {norm: known for norm, known in identify(config).expected.items() if known.role == "norm"}
+    fresh = {norm: np.full(known.shape, not known.plus_one, np.float32) for norm, known in norms.items()}
+    assert find("GD109", examine(fresh, config)) == []
+    subtracted = {norm: gains - np.float32(1.25) for norm, gains in fresh.items()}
+    assert [finding.tensor for finding in find("GD109", examine(subtracted, config))] == list(norms)
