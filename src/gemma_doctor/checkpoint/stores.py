@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,9 @@ class RemoteStore(Store, Protocol):
         Raises:
             FileNotFoundError: If nothing has this name.
         """
+
+    def only(self, names: Collection[str]) -> RemoteStore:
+        """The same store for some of its files: less to send to another process."""
 
     def cached(self, name: str) -> Path | None:
         """The same file on this machine, if a cache has it."""

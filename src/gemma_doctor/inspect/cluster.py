@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError, Future
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, NoReturn
 
 from distributed import Client, KilledWorker, get_worker
 
@@ -81,6 +81,7 @@ class DaskCrew(Crew):
         self._client = client
         self._address = address
         self._seen = time.monotonic()
+        self._lost: ClusterError | None = None
 
     @property
     def width(self) -> int:
@@ -109,14 +110,20 @@ class DaskCrew(Crew):
         """Makes sure that every worker sees the files of ``site``, by their sizes.
 
         Raises:
-            ClusterError: If one does not.
+            ClusterError: If one does not, or the cluster is lost.
         """
+        self._refuse_lost()
         seen = self._client.run(site.unseen, on_error="ignore")  # a worker that dies meanwhile is Dask's business
         faults = {address: f"does not see what this machine sees: {what}" for address, what in seen.items() if what}
         self._refuse(faults)
 
     def submit(self, site: Site, unit: Unit) -> Future[Measured]:
-        """Hands out a unit; ``site`` is that of its files."""
+        """Hands out a unit; ``site`` is that of its files.
+
+        Raises:
+            ClusterError: If the cluster is lost.
+        """
+        self._refuse_lost()
         return self._executor.submit(measure_tensors, site, unit)
 
     def wait(self, future: Future[Measured]) -> Measured:
@@ -137,7 +144,7 @@ class DaskCrew(Crew):
                 f"{error.last_worker.address}. Look at its log and its memory limit (dask worker --memory-limit)."
             ) from None
         except CancelledError:
-            raise ClusterError(f"the Dask scheduler at {self._address} was lost. Start it again; scan again.") from None
+            self._give_up(f"the Dask scheduler at {self._address} was lost. Start it again; scan again.")
         except ModuleNotFoundError as error:
             raise ClusterError(f"a Dask worker that came later {_other_version(error)}") from None
 
@@ -146,10 +153,22 @@ class DaskCrew(Crew):
         if self._client.nthreads():
             self._seen = time.monotonic()
         elif time.monotonic() - self._seen > DESERTED_S:
-            raise ClusterError(
+            self._give_up(
                 f"the Dask scheduler at {self._address} has had no workers for {DESERTED_S} s. Start some (dask worker "
                 f"{self._address}); scan again."
             )
+
+    def _give_up(self, why: str) -> NoReturn:
+        """An error, now and whenever this crew is asked again: the next source need not find it out once more."""
+        self._lost = ClusterError(why)
+        raise self._lost from None
+
+    def _refuse_lost(self) -> None:
+        """An error if the cluster has been given up, or its scheduler does not answer."""
+        if self._lost is not None:
+            raise ClusterError(str(self._lost))
+        if self._client.status != "running":
+            self._give_up(f"the Dask scheduler at {self._address} was lost. Start it again; scan again.")
 
     def _refuse(self, faults: dict[str, str]) -> None:
         """An error that names the first of some workers, and says how many there are."""

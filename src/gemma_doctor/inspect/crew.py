@@ -53,8 +53,15 @@ class Crew:
         """
 
     def submit(self, site: Site, unit: Unit) -> Future[Measured]:
-        """Hands out a unit; ``site`` is that of its files."""
-        return self._executor.submit(measure_at, site, unit)
+        """Hands out a unit; ``site`` is that of its files.
+
+        Raises:
+            ClusterError: If nobody takes it.
+        """
+        try:
+            return self._executor.submit(measure_at, site, unit)
+        except BrokenExecutor as error:
+            raise _stopped(error) from None
 
     def wait(self, future: Future[Measured]) -> Measured:
         """The result of a unit.
@@ -66,7 +73,11 @@ class Crew:
         try:
             return future.result()
         except (BrokenExecutor, CancelledError) as error:
-            raise ClusterError(f"the executor stopped before everything was measured: {error!r}. Scan again.") from None
+            raise _stopped(error) from None
+
+
+def _stopped(error: BaseException) -> ClusterError:
+    return ClusterError(f"the executor stopped before everything was measured: {error!r}. Scan again.")
 
 
 def hire(

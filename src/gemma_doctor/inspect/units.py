@@ -1,4 +1,4 @@
-"""The work of a survey, cut into units of bytes: many small tensors, or a chunk of a large one.
+"""The work of a survey, cut into units of as many bytes: small tensors together, large ones in chunks.
 
 A unit's result does not depend on the others, and results merge exactly (see ``TensorStats``), so neither their sizes
 nor their order nor the place where they are measured matters.
@@ -31,12 +31,14 @@ class Piece:
     Attributes:
         tensor: The tensor.
         first: Index of its first element within the tensor.
+        last: Index one past its last element.
         start: Offset of its first byte in the file.
         stop: Offset one past its last byte.
     """
 
     tensor: TensorInfo
     first: int
+    last: int
     start: int
     stop: int
 
@@ -50,36 +52,40 @@ Unit: TypeAlias = tuple[Piece, ...]
 
 
 def cut(tensors: Iterable[TensorInfo], unit_bytes: int) -> Iterator[Unit]:
-    """The work, in units of about ``unit_bytes``, in the order of the tensors.
+    """The work, in the order of the tensors, in units of the same cost: bytes, and ``PIECE_COST`` for each piece.
+
+    Every element is in one unit. No unit costs more than ``unit_bytes``, unless it is a single block (see
+    :mod:`gemma_doctor.kernels.geometry`); and all but the last cost so much that what follows would not fit.
 
     Args:
         tensors: What is to be measured.
-        unit_bytes: Bytes of a unit.
+        unit_bytes: Most bytes of a unit.
     """
     unit: list[Piece] = []
-    size = 0
+    room = unit_bytes
     for tensor in tensors:
-        for piece in _pieces(tensor, unit_bytes):
-            unit.append(piece)
-            size += piece.nbytes + PIECE_COST
-            if size >= unit_bytes:
+        first = 0
+        while first < tensor.numel:
+            piece = _piece(tensor, first, room - PIECE_COST)
+            if unit and piece.nbytes + PIECE_COST > room:
                 yield tuple(unit)
-                unit, size = [], 0
+                unit, room = [], unit_bytes
+                continue
+            unit.append(piece)
+            room -= piece.nbytes + PIECE_COST
+            first = piece.last
     if unit:
         yield tuple(unit)
 
 
-def _pieces(tensor: TensorInfo, unit_bytes: int) -> Iterator[Piece]:
-    """One tensor, cut at the edges of its blocks; nothing for an empty one."""
+def _piece(tensor: TensorInfo, first: int, room: int) -> Piece:
+    """The run of whole blocks from an element on that fills so many bytes; one block where none fits."""
     geometry = Geometry.of(tensor.shape)
-    if 0 < tensor.nbytes <= unit_bytes and not geometry.long_rows:
-        yield Piece(tensor, 0, tensor.start, tensor.stop)
-        return
+    numel, nbytes = tensor.numel, max(1, tensor.nbytes)
+    stop = geometry.edge(first, max(0, room) * numel // nbytes)
     # An edge is a whole number of bytes, quantised or not.
-    numel, nbytes = max(1, tensor.numel), max(1, tensor.nbytes)
-    for first, stop in geometry.edges(unit_bytes * numel // nbytes):
-        begin, end = (tensor.start + element * tensor.nbytes // numel for element in (first, stop))
-        yield Piece(tensor, first, begin, end)
+    begin, end = (tensor.start + element * tensor.nbytes // numel for element in (first, stop))
+    return Piece(tensor, first, stop, begin, end)
 
 
 def measure_unit(files: TensorBytes, unit: Unit) -> list[TensorStats]:

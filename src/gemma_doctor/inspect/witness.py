@@ -59,24 +59,27 @@ class Site:
         first: dict[str, int] = {}
         for tensor in checkpoint.tensors.values():
             first[tensor.file] = min(tensor.start, first.get(tensor.file, tensor.start))
-        bare = replace(checkpoint, root=checkpoint.root.absolute(), tensors={}, unreachable={}, config=None, faults=())
-        return cls(bare, {}).only(dict.fromkeys(files), first)
+        bare = Checkpoint(
+            uri="",
+            root=checkpoint.root.absolute(),
+            format=checkpoint.format,
+            files=(),
+            tensors={},
+            store=checkpoint.store,
+        )
+        known = {file: first[file] for file in dict.fromkeys(files)}
+        return cls(replace(bare, files=checkpoint.files), known).only(known)
 
-    def only(self, files: Iterable[str], headers: Mapping[str, int] | None = None) -> Site:
+    def only(self, files: Iterable[str]) -> Site:
         """The same for fewer files.
 
         Args:
             files: Which of them.
-            headers: File -> bytes before its first tensor; those known by default.
         """
-        known = self.headers if headers is None else headers
-        kept = {file: known[file] for file in files}
+        kept = {file: self.headers[file] for file in files}
         infos = tuple(replace(info, metadata=None) for info in self.checkpoint.files if info.name in kept)
-        return replace(self, checkpoint=replace(self.checkpoint, files=infos), headers=kept)
-
-    def for_unit(self, unit: Unit) -> Site:
-        """The site of a unit's files: it travels with the unit."""
-        return self.only(dict.fromkeys(piece.tensor.file for piece in unit))
+        store = self.checkpoint.store and self.checkpoint.store.only(kept)
+        return replace(self, checkpoint=replace(self.checkpoint, files=infos, store=store), headers=kept)
 
     def unseen(self) -> str | None:
         """The first file that this machine does not see with the size it should have, and what it sees; None if all.

@@ -57,6 +57,17 @@ class Geometry:
         """Blocks in a run of that many elements that starts at an edge."""
         return -(-elements // self.block)
 
+    def edge(self, first: int, most: int) -> int:
+        """The last edge that a chunk can end at.
+
+        Args:
+            first: Element that the chunk begins with, at an edge itself.
+            most: Elements wanted in it; at least one block is taken, and of long rows no more than one.
+        """
+        stop = first + max(1, most // max(1, self.block)) * self.block
+        row_end = (first // self.length + 1) * self.length if self.long_rows else self.numel
+        return min(stop, row_end)
+
     def edges(self, chunk: int) -> Iterator[tuple[int, int]]:
         """Cuts the tensor into chunks of whole blocks.
 
@@ -66,12 +77,8 @@ class Geometry:
         Yields:
             First element and one past the last, in order; nothing for an empty tensor.
         """
-        if not self.long_rows:
-            step = max(1, chunk // max(1, self.block)) * self.block
-            for first in range(0, self.numel, max(1, step)):
-                yield first, min(first + step, self.numel)
-            return
-        step = max(1, chunk // BLOCK) * BLOCK
-        for row in range(0, self.numel, self.length):
-            for first in range(row, row + self.length, step):
-                yield first, min(first + step, row + self.length)
+        first = 0
+        while first < self.numel:
+            stop = self.edge(first, chunk)
+            yield first, stop
+            first = stop

@@ -6,7 +6,7 @@ Sign-in, endpoints and retries are those of each file system, set up as its own 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ class ObjectStore:
         seen: What the store said of each file when it was first read: it must stay that.
     """
 
-    base: str
+    base: str = field(repr=False)  # workers log what they were given when it fails, and a URL may hold secrets
     seen: dict[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -60,6 +60,10 @@ class ObjectStore:
         if self.seen.setdefault(name, file.state) != file.state:
             raise _changed(name)
         return file
+
+    def only(self, names: Collection[str]) -> ObjectStore:
+        """The same for some of its files."""
+        return replace(self, seen={name: said for name, said in self.seen.items() if name in names})
 
     def cached(self, name: str) -> Path | None:  # noqa: ARG002  # the protocol's
         """None: no cache knows it."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -85,6 +85,10 @@ class HubStore:
         if name not in self.files:
             raise FileNotFoundError(name)
         return RangedFile(name, self.files[name].size, partial(self._locate, name))
+
+    def only(self, names: Collection[str]) -> HubStore:
+        """The same for some of its files."""
+        return replace(self, files={name: self.files[name] for name in names})
 
     def cached(self, name: str) -> Path | None:
         """The same file in the Hub's cache on this machine, if it is there whole."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -45,8 +45,8 @@ class WebStore:
         seen: What the server said of each file when it was first read: it must stay that.
     """
 
-    base: str
-    query: str = ""
+    base: str = field(repr=False)  # workers log what they were given when it fails, and a URL may hold secrets
+    query: str = field(default="", repr=False)
     seen: dict[str, _State] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -63,6 +63,10 @@ class WebStore:
     def source(self, name: str) -> RangedFile:
         """One of its files, to be read in ranges."""
         return self._source(name, self._first(name))
+
+    def only(self, names: Collection[str]) -> WebStore:
+        """The same for some of its files."""
+        return replace(self, seen={name: said for name, said in self.seen.items() if name in names})
 
     def cached(self, name: str) -> Path | None:  # noqa: ARG002  # the protocol's
         """None: no cache knows it."""
