@@ -40,12 +40,13 @@ __all__ = [
     "plan",
     "repair",
     "scan",
+    "scan_all",
     "verify",
 ]
 
 if TYPE_CHECKING:
     from gemma_doctor import kernels
-    from gemma_doctor.doctor import Options, exit_code, plan, repair, scan, verify
+    from gemma_doctor.doctor import Options, exit_code, plan, repair, scan, scan_all, verify
     from gemma_doctor.errors import DoctorError, PreflightError
     from gemma_doctor.inspect.suppression import Suppressions
     from gemma_doctor.plans import Plan
@@ -72,6 +73,7 @@ _HOME = {
     "plan": "doctor",
     "repair": "doctor",
     "scan": "doctor",
+    "scan_all": "doctor",
     "verify": "doctor",
 }
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from gemma_doctor.catalog import AnyRule
     from gemma_doctor.cli.options import Remote
     from gemma_doctor.doctor import Options, Progress
-    from gemma_doctor.inspect.crew import Crew
     from gemma_doctor.records import Report
 
 __all__ = ["MENDED", "applied", "examine", "next_commands", "progress", "spelled"]
@@ -22,15 +21,8 @@ MENDED = "mended"
 """What examples call the output of a repair."""
 
 
-def examine(  # noqa: PLR0913  # what the command line says of a scan
-    source: str,
-    options: Options,
-    remote: Remote | None = None,
-    *,
-    download: bool = False,
-    quiet: bool,
-    doing: str = "scanning",
-    crew: Crew | None = None,
+def examine(
+    source: str, options: Options, remote: Remote | None = None, *, download: bool = False, quiet: bool
 ) -> Report:
     """The report of a scan.
 
@@ -40,14 +32,12 @@ def examine(  # noqa: PLR0913  # what the command line says of a scan
         remote: What the command line says of a Hub repository.
         download: Whether it is downloaded first.
         quiet: Whether to show no progress.
-        doing: What the progress bar says.
-        crew: Who measures, if not who the options say.
     """
     from gemma_doctor import doctor
 
     revision, token = (None, None) if remote is None else (remote.revision, remote.token)
-    with progress(doing, quiet=quiet) as bar:
-        return doctor.scan(source, options, bar, executor=crew, revision=revision, token=token, download=download)
+    with progress("scanning", quiet=quiet) as bar:
+        return doctor.scan(source, options, bar, revision=revision, token=token, download=download)
 
 
 def applied(options: Options, known: Sequence[AnyRule]) -> tuple[AnyRule, ...]:

@@ -7,6 +7,7 @@ A document's path with ``{name}`` in it is written once for each source; without
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
@@ -14,15 +15,14 @@ from typing import TYPE_CHECKING
 
 from gemma_doctor.cli.options import ScanWanted, Verdict
 from gemma_doctor.cli.outputs import NAME, Outputs, Telling, texts, write_all
-from gemma_doctor.cli.running import applied, examine, next_commands
-from gemma_doctor.errors import DoctorError, UsageError
+from gemma_doctor.cli.running import applied, next_commands, progress
+from gemma_doctor.errors import UsageError
 from gemma_doctor.reports.documents import draw, say, write
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gemma_doctor.doctor import Options
-    from gemma_doctor.inspect.crew import Crew
+    from gemma_doctor.doctor import Options, Outcome
     from gemma_doctor.records import FailOn, Report
     from gemma_doctor.reports.several import Row
 
@@ -33,7 +33,7 @@ _JOINED = ("json", "markdown", "sarif", "junit")  # what can hold several source
 
 @dataclass(slots=True)
 class Round:
-    """A scan of several sources, one after the other.
+    """A scan of several sources, reported in their order.
 
     Attributes:
         sources: The sources, as the user gave them.
@@ -50,6 +50,7 @@ class Round:
     quiet: bool
     _held: dict[str, list[str]] = field(default_factory=dict)
     _rows: list[Row] = field(default_factory=list)
+    _chosen: dict[int, tuple[Options, FailOn]] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse, before the work, documents that hold one source and no more.
@@ -65,44 +66,45 @@ class Round:
 
     def run(self) -> int:
         """Scan all of them, whatever becomes of one; the worst of their exit codes."""
+        from gemma_doctor import doctor
         from gemma_doctor.inspect.crew import hire
         from gemma_doctor.reports.several import JOINERS, render_summary
 
         names = short_names(self.sources)
-        with hire(None, self.wanted.dask) as crew:
-            codes = [self._scan(source, name, crew) for source, name in zip(self.sources, names, strict=True)]
+        watch = lambda number: progress(  # noqa: E731
+            f"scanning {names[number]} ({number + 1} of {len(names)})", quiet=self.quiet
+        )
+        todo = doctor.Round(self.sources, self._options, watch)
+        with hire(None, self.wanted.dask) as crew, closing(todo.outcomes(crew)) as outcomes:
+            codes = [self._take(number, names[number], outcome) for number, outcome in enumerate(outcomes)]
         for kind, documents in self._held.items():
             write(getattr(self.outputs, kind), JOINERS[kind](documents, names))
         if not self.outputs.taken():
             draw(lambda console: render_summary(self._rows, console))
         return max(codes)
 
-    def _scan(self, source: str, name: str, crew: Crew | None) -> int:
-        """Scan one source and show its report; its exit code."""
+    def _options(self, number: int) -> Options:
+        """How a source is examined; kept, with what fails it, for its report."""
+        chosen = self.verdict.settings(self.sources[number])
+        options = replace(self.wanted.options(chosen), dask=None)
+        self._chosen[number] = options, self.verdict.least(chosen)
+        return options
+
+    def _take(self, number: int, name: str, outcome: Outcome) -> int:
+        """Show the report on one source, or that it could not be examined; its exit code."""
         from gemma_doctor import doctor
         from gemma_doctor.inspect.registry import RULES
+        from gemma_doctor.records import Report
         from gemma_doctor.reports.several import Row
 
-        options, least, report = self._examined(source, name, crew)
+        source = self.sources[number]
+        options, least = self._chosen.get(number) or (doctor.Options(), self.verdict.fail_on or "error")
+        report = outcome if isinstance(outcome, Report) else doctor.unread(source, options, _told(source, outcome))
         commands = tuple(next_commands(report, source, numbers=self.outputs.json is None))
         telling = Telling(source, applied(options, RULES), least, commands)
         self._show(report, name, telling)
         self._rows.append(Row.of(source, report))
         return doctor.exit_code(report, least)
-
-    def _examined(self, source: str, name: str, crew: Crew | None) -> tuple[Options, FailOn, Report]:
-        """How a source is examined, what fails, and the report; of one that cannot be examined, a report of that."""
-        from gemma_doctor import doctor
-
-        doing = f"scanning {name} ({len(self._rows) + 1} of {len(self.sources)})"
-        options, least = doctor.Options(), self.verdict.fail_on or "error"
-        try:
-            chosen = self.verdict.settings(source)
-            options, least = replace(self.wanted.options(chosen), dask=None), self.verdict.least(chosen)
-            return options, least, examine(source, options, quiet=self.quiet, doing=doing, crew=crew)
-        except (DoctorError, OSError) as error:
-            say(f"gemma-doctor: {error}" if str(error).startswith(source) else f"gemma-doctor: {source}: {error}")
-            return options, least, doctor.unread(source, options, str(error))
 
     def _show(self, report: Report, name: str, telling: Telling) -> None:
         """Write what belongs to one source, and keep what goes into a document with the others."""
@@ -130,6 +132,13 @@ class Round:
                 terminal.render(report, console, telling.commands)
 
         return draw_one
+
+
+def _told(source: str, error: Exception) -> str:
+    """The error's message, which is also said."""
+    message = str(error)
+    say(f"gemma-doctor: {message}" if message.startswith(source) else f"gemma-doctor: {source}: {message}")
+    return message
 
 
 def short_names(sources: Sequence[str]) -> list[str]:

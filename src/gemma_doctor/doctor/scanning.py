@@ -6,9 +6,10 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gemma_doctor.architectures.ranges import ASSUMPTIONS
+from gemma_doctor.catalog import AnyRule
 from gemma_doctor.checkpoint import Checkpoint, open_checkpoint
 from gemma_doctor.doctor.examining import examine
 from gemma_doctor.doctor.judging import chosen, counted
@@ -16,13 +17,14 @@ from gemma_doctor.doctor.options import Options
 from gemma_doctor.errors import UsageError
 from gemma_doctor.examination import Examination
 from gemma_doctor.inspect.crew import Crew, hire
+from gemma_doctor.inspect.orders import Order, Survey
 from gemma_doctor.inspect.registry import RULES
-from gemma_doctor.inspect.survey import survey
+from gemma_doctor.inspect.survey import carry_out
 from gemma_doctor.records import Coverage, Finding, Progress, Proof, Report, Skipped, Source
 from gemma_doctor.repair.planning.registry import find_pass
 from gemma_doctor.version import __version__
 
-__all__ = ["scan"]
+__all__ = ["Case", "judged", "opened", "scan"]
 
 
 def scan(  # noqa: PLR0913  # a Hub repository is named by three words
@@ -57,21 +59,60 @@ def scan(  # noqa: PLR0913  # a Hub repository is named by three words
         ClusterError: If the executor or the Dask cluster fails, or does not see the checkpoint as this process does.
         TransferError: If the Hub or another store does not answer, or not as it should.
     """
-    options = options or Options()
-    started = time.perf_counter()
+    options, started = options or Options(), time.perf_counter()
+    case = opened(source, options, revision=revision, token=token, download=download)
+    with hire(executor, options.dask, options.jobs) as crew:
+        measured = carry_out(case, jobs=options.jobs, crew=crew, progress=progress)
+    return judged(case, measured, started)
+
+
+@dataclass(frozen=True, slots=True)
+class Case(Order):
+    """A checkpoint that is to be surveyed and judged.
+
+    Attributes:
+        options: How it is examined.
+        rules: The rules that are applied.
+        unreachable: What should be measured and cannot be reached.
+    """
+
+    options: Options
+    rules: tuple[AnyRule, ...]
+    unreachable: tuple[Skipped, ...]
+
+
+def opened(
+    source: str | os.PathLike[str],
+    options: Options,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    download: bool = False,
+) -> Case:
+    """What is known of a checkpoint before it is measured; the arguments are those of :func:`scan`."""
     rules = chosen(RULES, options)
     checkpoint = open_checkpoint(source, revision=revision, token=token, download=download)
-    tensors = [tensor for tensor in checkpoint.tensors.values() if options.chooses(tensor.name)]
-    unreachable = list(_unreachable(checkpoint, options))
-    if not tensors and not unreachable and (checkpoint.tensors or checkpoint.unreachable):
+    order = Order.of(checkpoint, (tensor for tensor in checkpoint.tensors.values() if options.chooses(tensor.name)))
+    unreachable = tuple(_unreachable(checkpoint, options))
+    if not order.asked and not unreachable and (checkpoint.tensors or checkpoint.unreachable):
         raise UsageError(f"no tensor of {checkpoint.uri} is selected; check --include and --exclude")
-    with hire(executor, options.dask, options.jobs) as crew:
-        measured = survey(checkpoint, tensors, jobs=options.jobs, crew=crew, progress=progress)
-    whole = len(tensors) == len(checkpoint.tensors)
+    return Case(checkpoint, order.wanted, order.skipped, options, rules, unreachable)
+
+
+def judged(case: Case, measured: Survey, started: float) -> Report:
+    """The report on a checkpoint that has been measured.
+
+    Args:
+        case: The checkpoint.
+        measured: What was measured.
+        started: When it began, as ``time.perf_counter`` says it.
+    """
+    checkpoint, options = case.checkpoint, case.options
+    whole = case.asked == len(checkpoint.tensors)
     examination = examine(checkpoint, measured.stats, options.target_dtype, options.loader, whole=whole)
-    findings = [_advised(finding, checkpoint) for rule in rules for finding in rule.check(examination)]
-    parted = counted(findings, rules, options, checkpoint)
-    skipped = (*measured.skipped, *unreachable)
+    findings = [_advised(finding, checkpoint) for rule in case.rules for finding in rule.check(examination)]
+    parted = counted(findings, case.rules, options, checkpoint)
+    skipped = (*measured.skipped, *case.unreachable)
     return Report(
         version=__version__,
         source=Source(
@@ -79,7 +120,7 @@ def scan(  # noqa: PLR0913  # a Hub repository is named by three words
         ),
         target_dtype=options.target_dtype,
         loader=examination.loader,
-        coverage=Coverage(len(tensors) + len(unreachable), len(measured.stats), skipped),
+        coverage=Coverage(case.asked + len(case.unreachable), len(measured.stats), skipped),
         findings=parted.kept,
         suppressed=parted.suppressed,
         remarks=parted.remarks,

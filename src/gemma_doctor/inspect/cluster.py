@@ -86,8 +86,7 @@ class DaskCrew(Crew):
     @property
     def width(self) -> int:
         """Threads of all workers of this moment."""
-        threads: dict[str, int] = self._client.nthreads()
-        return max(1, sum(threads.values()))
+        return max(1, sum(self._workers().values()))
 
     def refuse_strangers(self) -> None:
         """Makes sure that there are workers, and that they run this version of gemma-doctor.
@@ -113,7 +112,10 @@ class DaskCrew(Crew):
             ClusterError: If one does not, or the cluster is lost.
         """
         self._refuse_lost()
-        seen = self._client.run(site.unseen, on_error="ignore")  # a worker that dies meanwhile is Dask's business
+        try:
+            seen = self._client.run(site.unseen, on_error="ignore")  # a worker that dies meanwhile is Dask's business
+        except OSError:
+            self._give_up(self._gone())
         faults = {address: f"does not see what this machine sees: {what}" for address, what in seen.items() if what}
         self._refuse(faults)
 
@@ -144,13 +146,13 @@ class DaskCrew(Crew):
                 f"{error.last_worker.address}. Look at its log and its memory limit (dask worker --memory-limit)."
             ) from None
         except CancelledError:
-            self._give_up(f"the Dask scheduler at {self._address} was lost. Start it again; scan again.")
+            self._give_up(self._gone())
         except ModuleNotFoundError as error:
             raise ClusterError(f"a Dask worker that came later {_other_version(error)}") from None
 
     def _refuse_desertion(self) -> None:
         """An error if there has been no worker for long."""
-        if self._client.nthreads():
+        if self._workers():
             self._seen = time.monotonic()
         elif time.monotonic() - self._seen > DESERTED_S:
             self._give_up(
@@ -168,7 +170,18 @@ class DaskCrew(Crew):
         if self._lost is not None:
             raise ClusterError(str(self._lost))
         if self._client.status != "running":
-            self._give_up(f"the Dask scheduler at {self._address} was lost. Start it again; scan again.")
+            self._give_up(self._gone())
+
+    def _workers(self) -> dict[str, int]:
+        """Threads of each worker of this moment; an error if the scheduler does not answer."""
+        try:
+            threads: dict[str, int] = self._client.nthreads()
+        except OSError:
+            self._give_up(self._gone())
+        return threads
+
+    def _gone(self) -> str:
+        return f"the Dask scheduler at {self._address} was lost. Start it again; scan again."
 
     def _refuse(self, faults: dict[str, str]) -> None:
         """An error that names the first of some workers, and says how many there are."""

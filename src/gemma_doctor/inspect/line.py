@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import TypeAlias
+from functools import partial
+from itertools import count
+from typing import Protocol, TypeAlias
 
 from gemma_doctor.checkpoint import open_bytes
 from gemma_doctor.errors import DoctorError
@@ -20,7 +22,7 @@ from gemma_doctor.inspect.units import Unit, cut
 from gemma_doctor.inspect.witness import Measured, Site, Witness
 from gemma_doctor.records import Progress
 
-__all__ = ["AHEAD", "AT_ONCE", "Failure", "Watch", "in_turn"]
+__all__ = ["AHEAD", "AT_ONCE", "Coming", "Failure", "Watch", "in_turn"]
 
 AHEAD = 4
 """Units under way for each that is measured at one time: nobody waits, and results do not pile up."""
@@ -31,8 +33,18 @@ AT_ONCE = 32
 Failure: TypeAlias = DoctorError | OSError
 """What ends one survey, and no other."""
 
-Watch: TypeAlias = Callable[[], AbstractContextManager[Progress | None]]
-"""Who is told how far a survey is, for as long as it is the first of the line."""
+Watch: TypeAlias = Callable[[int], AbstractContextManager[Progress | None]]
+"""Who is told how far the survey of that number is, for as long as its results come."""
+
+
+class Coming(Protocol):
+    """An order that may not be known yet: a ``Future`` of one."""
+
+    def done(self) -> bool:
+        """Whether it is known."""
+
+    def result(self) -> Order:
+        """The order; waits for it."""
 
 
 class _Turn:
@@ -106,7 +118,7 @@ class _Turn:
 class _Line:
     """The surveys under way, the earliest first."""
 
-    def __init__(self, orders: Iterator[Future[Order]], crew: Crew) -> None:
+    def __init__(self, orders: Iterator[Coming], crew: Crew) -> None:
         """Nothing is under way yet.
 
         Args:
@@ -114,7 +126,7 @@ class _Line:
             crew: Who measures.
         """
         self._orders, self._crew = orders, crew
-        self._coming: Future[Order] | None = None
+        self._coming: Coming | None = None
         self.turns: deque[_Turn | Failure] = deque()
 
     def fill(self) -> None:
@@ -148,7 +160,7 @@ class _Line:
         return True
 
 
-def in_turn(orders: Iterable[Future[Order]], crew: Crew, watch: Watch) -> Generator[Survey | Failure, None, None]:
+def in_turn(orders: Iterable[Coming], crew: Crew, watch: Watch) -> Generator[Survey | Failure, None, None]:
     """Surveys one after the other, without a pause between them.
 
     Law: what each finds is what it finds alone.
@@ -156,7 +168,7 @@ def in_turn(orders: Iterable[Future[Order]], crew: Crew, watch: Watch) -> Genera
     Args:
         orders: What is to be surveyed, as it is found out. The next are asked for as there is room for their units.
         crew: Who measures.
-        watch: Who is told how far the survey is whose results come.
+        watch: Who is told how far each survey is.
 
     Yields:
         For each order, in their order, what was found, or the error that ended it.
@@ -164,15 +176,19 @@ def in_turn(orders: Iterable[Future[Order]], crew: Crew, watch: Watch) -> Genera
     line = _Line(iter(orders), crew)
     try:
         line.fill()
-        while line.turns:
-            yield _outcome(line.turns[0], line.fill, watch)
+        for number in count():
+            if not line.turns:
+                return
+            yield _outcome(line.turns[0], line.fill, partial(watch, number))
             line.turns.popleft()
             line.fill()
     finally:
         line.close()
 
 
-def _outcome(turn: _Turn | Failure, refill: Callable[[], None], watch: Watch) -> Survey | Failure:
+def _outcome(
+    turn: _Turn | Failure, refill: Callable[[], None], watch: Callable[[], AbstractContextManager[Progress | None]]
+) -> Survey | Failure:
     """The end of the survey whose turn it is."""
     if not isinstance(turn, _Turn):
         return turn

@@ -45,6 +45,11 @@ class Order:
     wanted: list[TensorInfo]
     skipped: tuple[Skipped, ...]
 
+    @property
+    def asked(self) -> int:
+        """How many tensors are asked for."""
+        return len(self.wanted) + len(self.skipped)
+
     @classmethod
     def of(cls, checkpoint: Checkpoint, tensors: Iterable[TensorInfo]) -> Order:
         """The order to measure tensors of a checkpoint to their last element."""

@@ -21,7 +21,7 @@ from gemma_doctor.inspect.units import cut, measure_unit
 from gemma_doctor.records import Progress
 from gemma_doctor.tensors import TensorInfo
 
-__all__ = ["Survey", "survey"]
+__all__ = ["Survey", "carry_out", "survey"]
 
 
 def survey(
@@ -46,13 +46,19 @@ def survey(
         CheckpointError: If a file cannot be read.
         ClusterError: If the crew fails.
     """
-    order = Order.of(checkpoint, tensors)
+    return carry_out(Order.of(checkpoint, tensors), jobs=jobs, crew=crew, progress=progress)
+
+
+def carry_out(
+    order: Order, *, jobs: int | None = None, crew: Crew | None = None, progress: Progress | None = None
+) -> Survey:
+    """The same for an order."""
     if crew is None:
-        with closing(_by_threads(checkpoint, order.wanted, jobs)) as measured:
+        with closing(_by_threads(order.checkpoint, order.wanted, jobs)) as measured:
             return order.gathered(measured, progress)
     known: Future[Order] = Future()
     known.set_result(order)
-    (outcome,) = in_turn([known], crew, lambda: nullcontext(progress))
+    (outcome,) = in_turn([known], crew, lambda _: nullcontext(progress))
     if isinstance(outcome, Survey):
         return outcome
     raise outcome
