@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_bytes import content_file
+from checkpoint_bytes import Content, content_file
 from checkpoints import write
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +34,7 @@ from gemma_doctor.inspect.orders import Order, Survey
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Every dtype; a large tensor; an absent folder; many small ones; a file without tensors; one that is sick."""
     root = tmp_path_factory.mktemp("models")
-    content = {
+    content: dict[str, Content] = {
         "dtypes": every_dtype(),
         "large": {"w": ("BF16", (1 << 16,), bytes(range(256)) * 512)},
         "small": {f"{n:03}": ("F32", (64,), np.full(64, n, np.float32).tobytes()) for n in range(100)},
@@ -56,7 +56,7 @@ def alone(source: Path) -> object:
     try:
         return timeless(gemma_doctor.scan(source, Options(jobs=1)))
     except DoctorError as error:
-        return timeless(error)  # type: ignore[arg-type]
+        return timeless(error)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,8 @@ def orders(model: Path, number: int, asked: list[int]) -> Iterator[Future[Order]
 
 def test_units_of_the_next_checkpoints_are_under_way_before_the_first_ends(models: list[Path]) -> None:
     """Each has one unit, so a queue that ended with each checkpoint would never hold more than one."""
-    executor, asked = Shuffled(lambda _: 0), []
+    executor = Shuffled(lambda _: 0)
+    asked: list[int] = []
     with closing(in_turn(orders(models[1], 30, asked), Crew(executor, 3), lambda _: nullcontext())) as found:
         assert isinstance(next(found), Survey)
         assert executor.most == AHEAD * 3
@@ -116,7 +117,8 @@ def test_units_of_the_next_checkpoints_are_under_way_before_the_first_ends(model
 
 def test_checkpoints_that_are_open_at_once_are_bounded(models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line, "AT_ONCE", 5)
-    executor, asked, before = Shuffled(lambda _: 0), [], open_files()
+    executor, before = Shuffled(lambda _: 0), open_files()
+    asked: list[int] = []
     with closing(in_turn(orders(models[1], 30, asked), Crew(executor, 100), lambda _: nullcontext())) as found:
         next(found)
         assert (len(asked), open_files()) == (5, before + 2 * 4)  # a descriptor and a mapping each

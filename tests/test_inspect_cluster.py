@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from test_inspect_survey import Watcher, every_dtype
 
 import gemma_doctor
 from gemma_doctor import Options, Report
+from gemma_doctor.doctor import Round
 from gemma_doctor.errors import ChangedError, ClusterError, UsageError
 from gemma_doctor.inspect import cluster as room
+from gemma_doctor.inspect.cluster import connected
 from gemma_doctor.inspect.crew import Crew
 
 # Dask's processes and sockets outlive the calls that end them by a moment.
@@ -130,6 +132,18 @@ def test_a_scheduler_that_is_lost_is_an_error(model: Path) -> None:
         clusters.in_workers(cluster.scheduler_address, clusters.slow_down, 0.05)
         with pytest.raises(ClusterError, match=r"^the Dask scheduler at tcp://.* was lost"):
             gemma_doctor.scan(model, Options(dask=cluster.scheduler_address), Watcher(cluster.close))
+
+
+def test_a_scheduler_that_is_lost_ends_all_that_are_left_at_once(model: Path) -> None:
+    """The first finds it out, and nobody waits for it again."""
+    with clusters.cluster_of(1) as cluster:
+        address = cluster.scheduler_address
+        clusters.in_workers(address, clusters.slow_down, 0.05)
+        with connected(address) as crew:
+            watcher = Watcher(cluster.close)
+            found = list(Round([model] * 20, lambda _: Options(), lambda _: nullcontext(watcher)).outcomes(crew))
+    assert [str(error).partition(" was lost")[0] for error in found] == [f"the Dask scheduler at {address}"] * 20
+    assert {type(error) for error in found} == {ClusterError}
 
 
 # Clusters that cannot be used

@@ -6,18 +6,18 @@ that was done and whose result died with it. A result is a few kilobytes: nothin
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import wait as wait_for
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
-from distributed import Client, KilledWorker, get_worker
+from distributed import Client, KilledWorker, TimeoutError, get_worker  # noqa: A004  # Python 3.10 has several
 
 from gemma_doctor.errors import ClusterError, DoctorError, UsageError
-from gemma_doctor.inspect.crew import Crew
+from gemma_doctor.inspect.crew import Crew, Pending
 from gemma_doctor.inspect.units import Unit
 from gemma_doctor.inspect.witness import Measured, Site, measure_at
 from gemma_doctor.version import __version__
@@ -30,7 +30,7 @@ PATIENCE_S = 10
 DESERTED_S = 60
 """Seconds after which a cluster that has lost all its workers is given up."""
 
-_LOOK_S = 5  # seconds of waiting after which somebody looks whether there is still a worker
+_LOOK_S = 5  # seconds after which somebody looks how many workers there are
 
 
 @contextmanager
@@ -77,16 +77,20 @@ class DaskCrew(Crew):
             client: The connected client.
             address: The scheduler's address, for messages.
         """
-        super().__init__(client.get_executor(pure=False), 1)  # two scans of one file are two computations
         self._client = client
         self._address = address
         self._seen = time.monotonic()
+        self._width, self._counted = 1, -math.inf
         self._lost: ClusterError | None = None
 
     @property
     def width(self) -> int:
-        """Threads of all workers of this moment."""
-        return max(1, sum(self._workers().values()))
+        """Threads of all workers, as they were some seconds ago at most."""
+        if self._lost is None and time.monotonic() > self._counted + _LOOK_S:
+            with suppress(ClusterError):  # submit says it, too
+                self._width = max(1, sum(self._workers().values()))
+            self._counted = time.monotonic()
+        return self._width
 
     def refuse_strangers(self) -> None:
         """Makes sure that there are workers, and that they run this version of gemma-doctor.
@@ -119,16 +123,18 @@ class DaskCrew(Crew):
         faults = {address: f"does not see what this machine sees: {what}" for address, what in seen.items() if what}
         self._refuse(faults)
 
-    def submit(self, site: Site, unit: Unit) -> Future[Measured]:
+    def submit(self, site: Site, unit: Unit) -> Pending:
         """Hands out a unit; ``site`` is that of its files.
 
         Raises:
             ClusterError: If the cluster is lost.
         """
         self._refuse_lost()
-        return self._executor.submit(measure_tensors, site, unit)
+        # Two scans of one file are two computations. Dask's own executor takes a result that dies for an exception.
+        future: Pending = self._client.submit(measure_tensors, site, unit, pure=False)
+        return future
 
-    def wait(self, future: Future[Measured]) -> Measured:
+    def wait(self, future: Any) -> Measured:  # noqa: ANN401  # what submit gave, which the type checker does not know
         """The result of a unit.
 
         Raises:
@@ -136,10 +142,8 @@ class DaskCrew(Crew):
             DoctorError: What measuring it raised.
         """
         self._seen = time.monotonic()
-        while not wait_for([future], _LOOK_S).done:
-            self._refuse_desertion()
         try:
-            return future.result()
+            return self._patiently(future)
         except KilledWorker as error:
             raise ClusterError(
                 f"{error.allowed_failures + 1} Dask workers died of the same unit of work, the last of them "
@@ -149,6 +153,18 @@ class DaskCrew(Crew):
             self._give_up(self._gone())
         except ModuleNotFoundError as error:
             raise ClusterError(f"a Dask worker that came later {_other_version(error)}") from None
+
+    def _patiently(self, future: Any) -> Measured:  # noqa: ANN401  # as above
+        """The result, however long it takes, as long as there are workers."""
+        while True:
+            try:
+                measured: Measured = future.result(timeout=_LOOK_S)
+            except TimeoutError:
+                if future.status == "error":  # it is what measuring raised
+                    raise
+                self._refuse_desertion()
+            else:
+                return measured
 
     def _refuse_desertion(self) -> None:
         """An error if there has been no worker for long."""

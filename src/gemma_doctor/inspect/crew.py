@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from concurrent.futures import BrokenExecutor, CancelledError, Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
+from typing import Any, Protocol
 
 from gemma_doctor.cores import cores
 from gemma_doctor.errors import ClusterError, UsageError
 from gemma_doctor.inspect.units import UNIT_BYTES, Unit
 from gemma_doctor.inspect.witness import Measured, Site, measure_at
 
-__all__ = ["LARGEST_UNIT", "Crew", "hire"]
+__all__ = ["LARGEST_UNIT", "Crew", "Pending", "hire"]
 
 LARGEST_UNIT = 256 << 20
 """Bytes of a unit for a crew whose overhead per unit is that of a network; a dead worker loses no more a thread."""
 
 _SHARES = 8  # units that each place should have, so that the last ones end together
+
+
+class Pending(Protocol):
+    """A unit that somebody measures: a ``Future``, of whatever library."""
+
+    def cancel(self) -> object:
+        """Takes it back, if nobody has begun with it."""
 
 
 class Crew:
@@ -52,7 +60,7 @@ class Crew:
             ClusterError: If somebody does not.
         """
 
-    def submit(self, site: Site, unit: Unit) -> Future[Measured]:
+    def submit(self, site: Site, unit: Unit) -> Pending:
         """Hands out a unit; ``site`` is that of its files.
 
         Raises:
@@ -63,17 +71,21 @@ class Crew:
         except BrokenExecutor as error:
             raise _stopped(error) from None
 
-    def wait(self, future: Future[Measured]) -> Measured:
+    def wait(self, future: Any) -> Measured:  # noqa: ANN401  # the type checker does not know all their libraries
         """The result of a unit.
+
+        Args:
+            future: What :meth:`submit` gave.
 
         Raises:
             ClusterError: If nobody is there who measures it.
             DoctorError: What measuring it raised.
         """
         try:
-            return future.result()
+            measured: Measured = future.result()
         except (BrokenExecutor, CancelledError) as error:
             raise _stopped(error) from None
+        return measured
 
 
 def _stopped(error: BaseException) -> ClusterError:

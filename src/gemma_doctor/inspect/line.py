@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import count
@@ -16,10 +15,10 @@ from typing import Protocol, TypeAlias
 
 from gemma_doctor.checkpoint import open_bytes
 from gemma_doctor.errors import DoctorError
-from gemma_doctor.inspect.crew import Crew
+from gemma_doctor.inspect.crew import Crew, Pending
 from gemma_doctor.inspect.orders import Order, Survey, UnitResults
 from gemma_doctor.inspect.units import Unit, cut
-from gemma_doctor.inspect.witness import Measured, Site, Witness
+from gemma_doctor.inspect.witness import Site, Witness
 from gemma_doctor.records import Progress
 
 __all__ = ["AHEAD", "AT_ONCE", "Coming", "Failure", "Watch", "in_turn"]
@@ -65,7 +64,7 @@ class _Turn:
             self._files.close()
             raise
         self._work = cut(order.wanted, crew.unit_bytes(sum(tensor.nbytes for tensor in order.wanted)))
-        self._under_way: deque[tuple[Unit, Future[Measured]]] = deque()
+        self._under_way: deque[tuple[Unit, Pending]] = deque()
         self._failure: Failure | None = None
 
     def __len__(self) -> int:
