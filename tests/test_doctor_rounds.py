@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, nullcontext
@@ -185,4 +186,7 @@ def test_an_interrupt_takes_back_the_units_of_all(models: list[Path]) -> None:
     todo = Round([models[1]] * 9, lambda _: Options(), lambda _: nullcontext(watcher))
     with pytest.raises(KeyboardInterrupt):
         list(todo.outcomes(Crew(executor, 2)))
+    for thread in threading.enumerate():  # what was being opened at that moment
+        if thread.name.startswith("opening"):
+            thread.join()
     assert (executor.left, open_files()) == (0, before)
