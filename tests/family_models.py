@@ -87,6 +87,8 @@ CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama-tied": ("LlamaForCausalLM", {**SMALL, "tie_word_embeddings": True, "head_dim": 24}),
     "llama-biased": ("LlamaForCausalLM", {**SMALL, "attention_bias": True, "mlp_bias": True}),
     "llama-bare": ("LlamaModel", SMALL),
+    "mistral": ("MistralForCausalLM", HEADED),
+    "mistral-tied": ("MistralForCausalLM", {**SMALL, "tie_word_embeddings": True}),
     "paligemma": (
         "PaliGemmaForConditionalGeneration",
         {**PALIGEMMA, "text_config": {**HEADED, "model_type": "gemma"}},

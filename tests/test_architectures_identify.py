@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pkgutil
+from importlib import import_module
 from typing import Any
 
 import architecture_data
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_doctor import architectures
 from gemma_doctor.architectures import FAMILIES, identify
 from gemma_doctor.errors import IndexFileError
 
@@ -269,3 +272,9 @@ def test_any_object_gives_a_model_or_one_sentence(config: dict[str, Any]) -> Non
         assert str(error).startswith("config.json: ")  # noqa: PT017
     else:
         assert model.family == "generic" or any(model.family in family.model_types for family in FAMILIES)
+
+
+def test_every_family_of_the_folder_is_in_the_table() -> None:
+    names = [module.name for module in pkgutil.iter_modules(architectures.__path__)]
+    modules = [import_module(f"{architectures.__name__}.{name}") for name in names]
+    assert [module.FAMILY for module in modules if hasattr(module, "FAMILY")] == list(FAMILIES)

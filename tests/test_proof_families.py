@@ -33,6 +33,12 @@ PUBLISHED: tuple[tuple[str, dict[str, Any], int | None], ...] = (
         {"vocab_size": 128_256, "intermediate_size": 14_336, "num_key_value_heads": 8},
         8_030_261_248,
     ),
+    ("MistralForCausalLM", {}, 7_241_732_096),
+    (
+        "MistralForCausalLM",
+        {"vocab_size": 131_072, "hidden_size": 5120, "num_hidden_layers": 40, "head_dim": 128},
+        12_247_782_400,
+    ),
     (
         "Qwen2ForCausalLM",
         {
