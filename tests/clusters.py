@@ -20,14 +20,19 @@ dask.config.set({"distributed.worker.multiprocessing-method": "spawn"})
 
 
 @contextmanager
-def cluster_of(workers: int) -> Iterator[Any]:  # distributed is not seen by the checker
-    """A cluster of single-threaded worker processes, each with a nanny that starts it again."""
+def cluster_of(workers: int, silence: int = 60) -> Iterator[Any]:  # distributed is not seen by the checker
+    """A cluster of single-threaded worker processes, each with a nanny that starts it again.
+
+    Args:
+        workers: How many.
+        silence: Level below which Dask logs nothing.
+    """
     with LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
         processes=True,
         dashboard_address="127.0.0.1:0",
-        silence_logs=60,
+        silence_logs=silence,
     ) as cluster:
         yield cluster
 

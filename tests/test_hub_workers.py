@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import ggufs
 import numpy as np
 import pytest
 from checkpoints import write
 from command import run
+from gguf.constants import GGUFValueType
 from hub_server import COMMIT, Hub, hub, repository
 
-from gemma_doctor.checkpoint import Checkpoint
+from gemma_doctor.checkpoint import Checkpoint, open_checkpoint
+from gemma_doctor.checkpoint.remote.hub_store import HubFile, HubStore, Repository
 from gemma_doctor.errors import ChangedError
 from gemma_doctor.inspect.witness import Sighting, Site, Witness
+from gemma_doctor.records import FileInfo
+from gemma_doctor.tensors import TensorInfo
 
 SCAN = """
 import json, sys
@@ -62,6 +68,20 @@ def test_other_processes_give_the_figures_of_the_folder(server: Hub, folder: Pat
         assert found[key] == local[key]
     assert found["source"]["revision"] == COMMIT
     assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+
+def test_what_travels_with_a_unit_is_its_own_files_only(tmp_path: Path) -> None:
+    """A repository may list thousands of files, and the metadata of a GGUF file hold a vocabulary."""
+    files = {f"{n}.safetensors": HubFile(1 << 30, "0" * 64) for n in range(1000)}
+    store = HubStore(Repository("owner/name"), COMMIT, files)
+    infos = tuple(FileInfo(name, file.size, {"much": "x" * 1000}, 1) for name, file in files.items())
+    tensors = {name: TensorInfo(name, "U8", (1,), name, 8, 9) for name in files}
+    hub_site = Site.of(Checkpoint("owner/name", tmp_path, "safetensors", infos, tensors, store=store), files)
+    vocabulary = {"tokenizer.ggml.scores": (GGUFValueType.ARRAY, [0.5] * 60_000)}
+    path = ggufs.write(tmp_path / "m.gguf", {"w": ("F32", np.ones((2, 2), np.float32))}, vocabulary)
+    for site in (hub_site.only(["7.safetensors"]), Site.of(open_checkpoint(path), ["m.gguf"])):
+        assert len(pickle.dumps(site)) < 1500
+        assert len(site.checkpoint.files) == 1
 
 
 class Changing:
