@@ -12,12 +12,16 @@ import oracle
 import pytest
 from command import call
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from tensors import agree
 
 import gemma_doctor
 from gemma_doctor import Report, exit_code
 from gemma_doctor.inspect import units as surveying
 from gemma_doctor.kernels import geometry, quantised
+from gemma_doctor.kernels.blocks import DECODERS, LENGTH
 from gemma_doctor.kernels.measure import measure
 from gemma_doctor.tensors import TensorStats
 
@@ -50,6 +54,34 @@ def test_every_figure_of_any_bytes_is_the_oracles(tmp_path: Path, kind: str) -> 
     stored, values = ggufs.values_of(path)["w.weight"]
     assert (tensor.info.dtype, tensor.info.shape) == (stored, values.shape) == (kind, SHAPE)
     agree(tensor.stats, oracle_stats(kind, values))
+
+
+@pytest.mark.parametrize("kind", sorted(DECODERS))
+@given(data=st.data())
+def test_law_our_decoders_give_the_packages_values_of_any_bytes(kind: str, data: st.DataObject) -> None:
+    """To the last bit, the sign of a zero included; of a NaN it is enough that it is one."""
+    nbytes = quantised.packed_bytes(LENGTH, kind)
+    count = data.draw(st.integers(1, 5))
+    raw = data.draw(arrays(np.uint8, count * nbytes, elements=st.integers(0, 255)))
+    ours, theirs = quantised.decode(raw, kind), quantised.decode_by_package(raw, kind)
+    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape) == (np.float32, (count * LENGTH,))
+    assert np.array_equal(np.isnan(ours), np.isnan(theirs))
+    numbers = ~np.isnan(theirs)
+    assert np.array_equal(ours.view(np.uint32)[numbers], theirs.view(np.uint32)[numbers])
+
+
+@pytest.mark.parametrize("kind", sorted(DECODERS))
+def test_our_decoders_know_every_scale_and_every_quant(kind: str) -> None:
+    """All 65,536 scales (and, of Q4_1, the same as minima in another order), each with all values of a byte."""
+    nbytes = quantised.packed_bytes(LENGTH, kind)
+    blocks = np.random.default_rng(5).integers(0, 256, (1 << 16, nbytes), dtype=np.uint8)
+    scales = np.arange(1 << 16, dtype=np.uint16)
+    blocks[:, :2] = scales[:, None].view(np.uint8)
+    if kind == "Q4_1":
+        blocks[:, 2:4] = (scales * 40503)[:, None].view(np.uint8)  # an odd factor: a permutation
+    ours, theirs = quantised.decode(blocks.ravel(), kind), quantised.decode_by_package(blocks.ravel(), kind)
+    assert np.array_equal(ours, theirs, equal_nan=True)
+    assert np.array_equal(np.signbit(ours)[~np.isnan(ours)], np.signbit(theirs)[~np.isnan(theirs)])
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q6_K", "IQ4_XS"])

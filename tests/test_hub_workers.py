@@ -19,7 +19,9 @@ from gguf.constants import GGUFValueType
 from hub_server import COMMIT, Hub, hub, repository
 
 from gemma_doctor.checkpoint import Checkpoint, open_checkpoint
+from gemma_doctor.checkpoint.remote.filesystems import ObjectStore
 from gemma_doctor.checkpoint.remote.hub_store import HubFile, HubStore, Repository
+from gemma_doctor.checkpoint.remote.web import WebStore
 from gemma_doctor.errors import ChangedError
 from gemma_doctor.inspect.witness import Sighting, Site, Witness
 from gemma_doctor.records import FileInfo
@@ -82,6 +84,18 @@ def test_what_travels_with_a_unit_is_its_own_files_only(tmp_path: Path) -> None:
     for site in (hub_site.only(["7.safetensors"]), Site.of(open_checkpoint(path), ["m.gguf"])):
         assert len(pickle.dumps(site)) < 1500
         assert len(site.checkpoint.files) == 1
+
+
+def test_what_travels_shows_no_secret() -> None:
+    """Some versions of Dask log the arguments of a task that fails."""
+    stores = (
+        HubStore(Repository("owner/name", token="hf_secret"), COMMIT, {}),
+        WebStore("https://user:secret@host/", "?signature=secret"),
+        ObjectStore("s3://key:secret@bucket"),
+    )
+    for store in stores:
+        site = Site.of(Checkpoint("https://secret", Path("/folder"), "safetensors", (), {}, store=store), ())
+        assert "secret" not in repr((site, ()))
 
 
 class Changing:

@@ -56,8 +56,9 @@ def _measure_quantised(data: npt.NDArray[np.uint8], dtype: str, geometry: Geomet
     """Block by block, as in :func:`_measure_table`."""
     stats = TensorStats()
     step = packed_bytes(geometry.block, dtype)
+    room = np.empty(min(geometry.block, geometry.numel), np.float32)
     for number, start in enumerate(range(0, data.size, step)):
-        values = decode(data[start : start + step], dtype)
+        values = decode(data[start : start + step], dtype, room)
         at = first + number * geometry.block
         stats = stats.merge(_measure_floats(values.view(np.uint8), FLOATS["F32"], geometry, at))
     return stats
