@@ -124,7 +124,7 @@ def test_hub_gguf_and_object_store_survive_a_killed_worker(
         env = {**server.environment(tmp_path / "home"), **s3}
         for name, value in env.items():
             monkeypatch.setenv(name, value)  # the workers' as well
-        sources = ["owner/name", gguf, "owner/absent", "s3://models/sick"]
+        sources: list[str | Path] = ["owner/name", gguf, "owner/absent", "s3://models/sick"]
         with clusters.cluster_of(2) as cluster, Client(cluster.scheduler_address, set_as_default=False) as client:
             client.run(clusters.slow_down, 0.1)
             pids = client.run(os.getpid)

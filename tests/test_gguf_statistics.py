@@ -64,7 +64,8 @@ def test_law_our_decoders_give_the_packages_values_of_any_bytes(kind: str, data:
     count = data.draw(st.integers(1, 5))
     raw = data.draw(arrays(np.uint8, count * nbytes, elements=st.integers(0, 255)))
     ours, theirs = quantised.decode(raw, kind), quantised.decode_by_package(raw, kind)
-    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape) == (np.float32, (count * LENGTH,))
+    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+    assert ours.size == count * LENGTH
     assert np.array_equal(np.isnan(ours), np.isnan(theirs))
     numbers = ~np.isnan(theirs)
     assert np.array_equal(ours.view(np.uint32)[numbers], theirs.view(np.uint32)[numbers])
