@@ -134,10 +134,61 @@ def test_a_billion_missing_shards_cost_nothing(tmp_path: Path) -> None:
     assert fault.file == "m-000000001-of-999999999.safetensors"
 
 
-def test_any_other_safetensors_are_read_together(tmp_path: Path) -> None:
-    touch(tmp_path, ["b.safetensors", "a.safetensors", ".hidden.safetensors", "._b.safetensors"])
+def test_one_file_of_any_name_is_the_model(tmp_path: Path) -> None:
+    touch(tmp_path, ["a.safetensors", ".hidden.safetensors", "._b.safetensors"])
     (tmp_path / "folder.safetensors").mkdir()
-    assert files(tmp_path) == ["a.safetensors", "b.safetensors"]
+    assert files(tmp_path) == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (["b", "a"], "2 files, a.safetensors, b.safetensors, and no index"),
+        (["adapter_model", "b", "a", "consolidated"], "2 files, a.safetensors, b.safetensors, and no index"),
+        (["consolidated", "adapter_model"], "2 files, adapter_model.safetensors, consolidated.safetensors"),
+        ([f"{stem}-0000{n}-of-00002" for stem in "ba" for n in (1, 2)], "shards of several models, a-00001-of-00002"),
+        (["m-1-of-2", "m-2-of-2", "m-1-of-1"], "shards of several models, m-1-of-1.safetensors, m-1-of-2.safetensors"),
+        (["a\nb", "c"], r"'a\nb.safetensors', c.safetensors"),
+    ],
+)
+def test_two_models_are_never_taken_for_one(tmp_path: Path, names: list[str], complaint: str) -> None:
+    touch(tmp_path, [f"{name}.safetensors" for name in names])
+    with pytest.raises(SourceNotFoundError) as caught:
+        open_checkpoint(tmp_path)
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "beside"),
+    [
+        (["model"], ["adapter_model", "consolidated", "model.fp16", "other"]),
+        (["m-1-of-2", "m-2-of-2"], ["adapter_model", "consolidated-1-of-1", "other"]),
+        (["any"], ["adapter_model", "consolidated"]),
+        (["adapter_model"], []),
+    ],
+)
+def test_weights_beside_the_model_are_known_and_not_read(tmp_path: Path, model: list[str], beside: list[str]) -> None:
+    touch(tmp_path, [f"{name}.safetensors" for name in (*model, *beside)])
+    for other in ("checkpoint-20/model.safetensors", "empty/config.json", ".cache/a.safetensors"):
+        (tmp_path / other).parent.mkdir()
+        touch(tmp_path, [other])
+    checkpoint = open_checkpoint(tmp_path)
+    assert [info.name for info in checkpoint.files] == [f"{name}.safetensors" for name in model]
+    assert sorted(checkpoint.tensors) == sorted(f"{name}.safetensors" for name in model)
+    assert checkpoint.beside == (*(f"{name}.safetensors" for name in beside), "checkpoint-20/")
+
+
+def test_what_an_index_names_does_not_lie_beside(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    touch(tmp_path, ["s.safetensors", "part/t.safetensors", "adapter_model.bin", "training_args.bin"])
+    names = ("s.safetensors", "part/t.safetensors", "gone.safetensors")
+    write_index(tmp_path / "model.safetensors.index.json", {name: name for name in names})
+    assert open_checkpoint(tmp_path).beside == ("adapter_model.bin",)
+
+
+def test_a_file_has_nothing_beside_it(tmp_path: Path) -> None:
+    touch(tmp_path, ["a.safetensors", "b.safetensors"])
+    assert open_checkpoint(tmp_path / "a.safetensors").beside == ()
 
 
 def test_an_adapter_is_found(tmp_path: Path) -> None:
@@ -203,8 +254,11 @@ def test_a_file_of_another_kind_is_not_opened(name: str, words: str, tmp_path: P
         (["pytorch_model.bin", "README.md"], "only PyTorch pickles. Pickles can run code"),
         (["pytorch_model.bin.index.json"], "only PyTorch pickles. Pickles can run code"),
         (["a.gguf", "b.gguf"], "several GGUF files: a.gguf, b.gguf. Give one."),
-        (["unet/a.safetensors", "vae/b.safetensors", "text/c.txt"], "Give one of its subfolders: unet, vae."),
-        ([f"{n}/a.safetensors" for n in "abcd"], "Give one of its subfolders: a, b, c, …."),
+        (
+            ["unet/a.safetensors", "vae/b.safetensors", "text/c.txt"],
+            "subfolders, or several to scan: unet, vae.",
+        ),
+        ([f"{n}/a.safetensors" for n in "abcd"], "subfolders, or several to scan: a, b, c, …."),
         (["a.safetensors.index.json", "b.safetensors.index.json"], "several indexes: a.safetensors.index.json, b."),
     ],
 )

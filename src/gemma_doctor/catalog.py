@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 from gemma_doctor.checkpoint.quoting import quoted
@@ -11,6 +10,7 @@ from gemma_doctor.errors import UsageError
 from gemma_doctor.inspect import registry as scanning
 from gemma_doctor.pages import page_of
 from gemma_doctor.rule import Rule
+from gemma_doctor.spelling import closest
 from gemma_doctor.verify import registry as verifying
 
 __all__ = ["RULES", "AnyRule", "find_rule", "page", "select"]
@@ -33,7 +33,7 @@ def find_rule(id_or_name: str) -> AnyRule:
         if id_or_name.upper() == rule.id or id_or_name.lower() == rule.name:
             return rule
     known = [word for rule in RULES for word in (rule.id, rule.name)]
-    raise UsageError(f"no rule {quoted(id_or_name)}{_did_you_mean(id_or_name, known)}")
+    raise UsageError(f"no rule {quoted(id_or_name)}{_question(closest(id_or_name, known, 3))}")
 
 
 def select(chosen: Sequence[str] = (), ignored: Sequence[str] = ()) -> tuple[AnyRule, ...]:
@@ -67,8 +67,10 @@ def _prefixes(words: Sequence[str]) -> list[str]:
     prefixes = ["" if word.upper() == _ALL else word.upper() for word in words]
     for word, prefix in zip(words, prefixes, strict=True):
         if not word or not any(rule.id.startswith(prefix) for rule in RULES):
-            known = [_ALL, *(rule.id for rule in RULES), *sorted({rule.id[:3] for rule in RULES})]
-            raise UsageError(f"no rule has the id or prefix {quoted(word)}{_did_you_mean(word.upper(), known)}")
+            known = [*(rule.id for rule in RULES), *sorted({rule.id[:3] for rule in RULES}), _ALL]
+            names = {rule.name: rule.id for rule in RULES}
+            meant = [names[name] for name in closest(word, names)] or closest(word, known, 3)
+            raise UsageError(f"no rule has the id or prefix {quoted(word)}{_question(meant)}")
     return prefixes
 
 
@@ -77,6 +79,5 @@ def _longest(prefixes: Iterable[str], rule: AnyRule) -> int:
     return max((len(prefix) for prefix in prefixes if rule.id.startswith(prefix)), default=-1)
 
 
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = get_close_matches(word, known, n=3)
+def _question(close: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else "; `gemma-doctor rule` lists all rules"

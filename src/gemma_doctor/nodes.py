@@ -7,20 +7,15 @@ import math
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import NoReturn, TypeVar, cast
 
-__all__ = ["Node", "did_you_mean", "parse_json"]
+from gemma_doctor.spelling import did_you_mean
+
+__all__ = ["Node", "parse_json"]
 
 T = TypeVar("T")
 Word = TypeVar("Word", bound=str)
 _SHOWN = 60  # characters of a wrong value that a message repeats
-
-
-def did_you_mean(word: str, known: Collection[str]) -> str:
-    """``"; did you mean 'x'?"`` where one of ``known`` is close to ``word``, else the whole list."""
-    close = get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
 
 
 def parse_json(text: str | bytes, error: Callable[[str], Exception]) -> Node:

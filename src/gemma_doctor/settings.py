@@ -119,8 +119,9 @@ def _toml(path: Path) -> Node:
     def error(message: str) -> SettingsError:
         return SettingsError(f"{path}: {message}")
 
+    text = _text(path)
     try:
-        return Node(tomllib.loads(_text(path)), "", error)
+        return Node(tomllib.loads(text), "", error)
     except (ValueError, RecursionError) as problem:  # or numbers of 4,301 digits, thousands of brackets
         raise error(f"not TOML: {problem}") from problem
 

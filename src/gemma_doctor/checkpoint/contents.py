@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 from gemma_doctor.checkpoint.config import read_config
 from gemma_doctor.checkpoint.index import Index, leaves_folder, read_index
@@ -33,6 +34,13 @@ def read_checkpoint(uri: str, layout: Layout, store: Store) -> Checkpoint:
         IndexFileError: If the index or ``config.json`` is broken.
         TransferError: If the store does not answer, or not as it should.
     """
+    checkpoint = _read(uri, layout, store)
+    named = {*layout.files, *(file.name for file in checkpoint.files), *(fault.file for fault in checkpoint.faults)}
+    known = named | {f"{file.partition('/')[0]}/" for file in named if "/" in file}
+    return replace(checkpoint, beside=tuple(name for name in layout.weights if name not in known))
+
+
+def _read(uri: str, layout: Layout, store: Store) -> Checkpoint:
     if layout.index is None:
         return _without_index(uri, layout, store)
     index = read_index(store, layout.index)

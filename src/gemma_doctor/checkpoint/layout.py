@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gemma_doctor.checkpoint.alike import alike
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.errors import SourceNotFoundError
 
-__all__ = ["PICKLES", "PICKLE_ADVICE", "SHARD", "Layout", "arrange", "find_layout", "listed", "single"]
+__all__ = [
+    "PICKLES",
+    "PICKLE_ADVICE",
+    "SHARD",
+    "Layout",
+    "arrange",
+    "find_layout",
+    "is_adapter",
+    "is_weights",
+    "listed",
+    "single",
+]
 
 SHARD = re.compile(
     r"(?P<stem>.+)-(?P<number>[0-9]{1,9})-of-(?P<count>[0-9]{1,9})\.(?P<format>safetensors|gguf)", re.DOTALL
@@ -28,6 +40,10 @@ PICKLE_ADVICE = (
     "Pickles can run code and are never loaded: convert them on a machine that may be lost, with "
     "torch.load(..., weights_only=True) and safetensors.torch.save_file"
 )
+_ADAPTER = "adapter_model."
+_COPY = "consolidated"
+"""How the files of an adapter begin, and those of a copy in its makers' own layout."""
+
 _SUBFOLDERS_SEEN = 100
 
 
@@ -41,6 +57,8 @@ class Layout:
         index: Name of the index file; None where there is none.
         partial: Whether SOURCE is one shard of several, so that absent tensors mean nothing.
         format: ``"safetensors"`` or ``"gguf"``.
+        weights: Every file of weights in the folder that SOURCE names, of this checkpoint or not, and with a ``/``
+            behind its name every folder in it that holds some.
     """
 
     root: Path
@@ -48,6 +66,17 @@ class Layout:
     index: str | None = None
     partial: bool = False
     format: str = "safetensors"
+    weights: tuple[str, ...] = ()
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a file of this name holds an adapter, as peft writes it."""
+    return name.startswith(_ADAPTER)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds weights; of pickles only an adapter's, for trainers leave many others."""
+    return name.endswith((".safetensors", ".gguf")) or (is_adapter(name) and name.endswith(PICKLES))
 
 
 def find_layout(source: str) -> Layout:
@@ -55,15 +84,16 @@ def find_layout(source: str) -> Layout:
 
     A file is taken alone, but for a part of a split GGUF file, which stands for all of them, as llama.cpp takes it; an
     index stands for the files it names. A folder is searched for ``model.safetensors`` and its index, then diffusers'
-    names, then for the only index there is, then for numbered shards, then for any ``*.safetensors``, and last for
-    one GGUF file, which may be split. Files that an index does not name are left alone: they are other formats of the
-    same model as a rule. Hidden files and folders inside are never read.
+    names, then for the only index there is, then for the only set of numbered shards, then for the only file that is
+    neither an adapter nor a ``consolidated`` copy, then for one of these, and last for one GGUF file, which may be
+    split. Two models are never taken for one. What is not chosen stands in ``Layout.weights``. Hidden files and
+    folders inside are never read.
 
     Args:
         source: A path as the user gave it.
 
     Raises:
-        SourceNotFoundError: If nothing there can be read; says what was looked for.
+        SourceNotFoundError: If nothing there can be read, or several models can; says what was looked for.
     """
     path = Path(source)
     if _is_folder(source):
@@ -75,7 +105,7 @@ def find_layout(source: str) -> Layout:
 
 def _absent(source: str) -> str:
     wanted = "Give a .safetensors or .gguf file, an index, or a folder that holds them"
-    return f"{shown(source)}: no such file or folder. {wanted}."
+    return f"{shown(source)}: no such file or folder{alike(source)}. {wanted}."
 
 
 def single(path: Path, uri: str, beside: Callable[[str], tuple[str, ...]]) -> Layout:
@@ -103,10 +133,12 @@ def single(path: Path, uri: str, beside: Callable[[str], tuple[str, ...]]) -> La
 
 def _in_folder(root: Path) -> Layout:
     names = _files_in(root)
-    return arrange(str(root), root, names, lambda: _nothing(root, names))
+    return arrange(str(root), root, names, lambda: _nothing(root, names), _subfolders_with_weights(root))
 
 
-def arrange(uri: str, root: Path, names: tuple[str, ...], nothing: Callable[[], str]) -> Layout:
+def arrange(
+    uri: str, root: Path, names: tuple[str, ...], nothing: Callable[[], str], below: Iterable[str] = ()
+) -> Layout:
     """Choose among the files of a folder, wherever it is; :func:`find_layout` has the rules.
 
     Args:
@@ -114,10 +146,16 @@ def arrange(uri: str, root: Path, names: tuple[str, ...], nothing: Callable[[], 
         root: The folder.
         names: Its files, sorted, without hidden ones and folders.
         nothing: Says what is there instead, where no checkpoint is.
+        below: Its subfolders that hold weights.
 
     Raises:
         SourceNotFoundError: If there is no checkpoint among them, or more than one.
     """
+    weights = (*filter(is_weights, names), *(f"{folder}/" for folder in below))
+    return replace(_chosen(uri, root, names, nothing), weights=weights)
+
+
+def _chosen(uri: str, root: Path, names: tuple[str, ...], nothing: Callable[[], str]) -> Layout:
     weights = tuple(name for name in names if name.endswith(".safetensors"))
     indexes = tuple(name for name in names if _INDEX.fullmatch(name))
     for stem in _STEMS:
@@ -130,7 +168,39 @@ def arrange(uri: str, root: Path, names: tuple[str, ...], nothing: Callable[[], 
         raise SourceNotFoundError(f"{uri}: several indexes: {listed(indexes)}. Give one of them.")
     if not weights:
         return _gguf_in_folder(uri, root, names, nothing)
-    return Layout(root, tuple(name for name in weights if SHARD.fullmatch(name)) or weights)
+    return Layout(root, _only_model(uri, weights))
+
+
+def _only_model(uri: str, weights: tuple[str, ...]) -> tuple[str, ...]:
+    """The files of the one model among files that no index speaks of.
+
+    Raises:
+        SourceNotFoundError: If there are several.
+    """
+    shards = _sets(name for name in weights if SHARD.fullmatch(name))
+    mains = [files for files in shards if not files[0].startswith(_COPY)] or shards
+    if len(mains) > 1:
+        firsts = listed(tuple(files[0] for files in mains))
+        raise SourceNotFoundError(
+            f"{uri}: shards of several models, {firsts}, and no index. Give each model a folder of its own."
+        )
+    if mains:
+        return mains[0]
+    whole = tuple(name for name in weights if not is_adapter(name) and not name.startswith(_COPY)) or weights
+    if len(whole) > 1:
+        raise SourceNotFoundError(
+            f"{uri}: {len(whole):,} files, {listed(whole)}, and no index that makes one model of them. Give one of "
+            "them, or several to scan."
+        )
+    return whole
+
+
+def _sets(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Numbered shards, those of one model together."""
+    sets: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        sets.setdefault(_whole(name), []).append(name)
+    return [tuple(files) for files in sets.values()]
 
 
 def _gguf_set(path: Path) -> tuple[str, ...]:
@@ -174,15 +244,24 @@ def _nothing(root: Path, names: tuple[str, ...]) -> str:
     if any(name.endswith(PICKLES) or ".bin.index" in name for name in names):
         return f"{looked}, only PyTorch pickles. {PICKLE_ADVICE}."
     below = _subfolders_with_weights(root)
-    return f"{looked}. {f'Give one of its subfolders: {listed(below)}.' if below else 'Check the path.'}"
+    several = f"Give one of its subfolders, or several to scan: {listed(below)}."
+    return f"{looked}. {several if below else 'Check the path.'}"
 
 
 def _subfolders_with_weights(root: Path) -> tuple[str, ...]:
-    """Subfolders, such as a diffusers pipeline has, that hold safetensors themselves."""
-    folders = [path for path in sorted(root.iterdir()) if _is_folder(path)]
-    return tuple(path.name for path in folders[:_SUBFOLDERS_SEEN] if any(path.glob("*.safetensors")))
+    """Subfolders, such as a diffusers pipeline or a training run has, that hold weights themselves."""
+    folders = [path for path in sorted(root.iterdir()) if _is_folder(path) and not path.name.startswith(".")]
+    return tuple(path.name for path in folders[:_SUBFOLDERS_SEEN] if any(map(is_weights, _names_in(path))))
+
+
+def _names_in(folder: Path) -> list[str]:
+    """The names in a folder that is looked at in passing; none where it cannot be listed."""
+    try:
+        return os.listdir(folder)  # noqa: PTH208  # names only: there may be many
+    except OSError:
+        return []
 
 
 def listed(names: tuple[str, ...]) -> str:
     """The first three of some names, for a message."""
-    return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"  # noqa: PLR2004
+    return f"{', '.join(map(shown, names[:3]))}{', …' if len(names) > 3 else ''}"  # noqa: PLR2004

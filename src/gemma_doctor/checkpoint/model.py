@@ -33,6 +33,8 @@ class Checkpoint:
         metadata: The metadata of a GGUF file (the first, of several) by key; empty for safetensors.
         revision: The commit of a Hub repository that was read; None for what has no revisions.
         store: Where the files are, if not in ``root``.
+        beside: Weights in the folder that are no part of this checkpoint, and so not read: files, and with a ``/``
+            behind their names folders that hold some. Empty where SOURCE names a file.
     """
 
     uri: str
@@ -48,6 +50,7 @@ class Checkpoint:
     metadata: Mapping[str, Value] = field(default_factory=dict)
     revision: str | None = None
     store: RemoteStore | None = None
+    beside: tuple[str, ...] = ()
 
     @property
     def pinned(self) -> str:

@@ -7,13 +7,14 @@ import re
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from gemma_doctor.checkpoint.alike import alike
 from gemma_doctor.checkpoint.contents import read_checkpoint
 from gemma_doctor.checkpoint.layout import find_layout
 from gemma_doctor.checkpoint.model import Checkpoint
 from gemma_doctor.checkpoint.reader import FileBytes
 from gemma_doctor.checkpoint.stores import Folder
 from gemma_doctor.checkpoint.tensor_bytes import TensorBytes
-from gemma_doctor.errors import UsageError
+from gemma_doctor.errors import TransferError, UsageError
 from gemma_doctor.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -82,7 +83,10 @@ def _one(option: str | None, suffix: str | None) -> str | None:
 def _from_hub(repo: str, revision: str | None, token: str | None, *, download: bool) -> Checkpoint:
     hub = import_module("gemma_doctor.checkpoint.remote.hub")  # half a second, which local scans do not pay
     wanted: Repository = hub.Repository(repo, revision, token)
-    opened: Checkpoint = hub.downloaded(wanted) if download else hub.streamed(wanted)
+    try:
+        opened: Checkpoint = hub.downloaded(wanted) if download else hub.streamed(wanted)
+    except TransferError as error:
+        raise type(error)(f"{error}{alike(repo)}") from error
     return opened
 
 

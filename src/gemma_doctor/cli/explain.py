@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Annotated
 
 import typer
 
 from gemma_doctor.reports.documents import draw
+from gemma_doctor.spelling import closest
 
 __all__ = ["EPILOG", "command"]
 
@@ -52,8 +52,9 @@ def _page(name: str) -> str:
     from gemma_doctor.repair.planning import registry as passes
 
     known = {one.name for one in passes.PASSES}
-    closest = get_close_matches(name.lower(), [*known, *(rule.name for rule in rules.RULES)], n=1)
-    if known.intersection(closest):  # or a slip of the pen: then finding it fails, and says what is close
+    if known.intersection(
+        closest(name, [*known, *(rule.name for rule in rules.RULES)])
+    ):  # or a slip of the pen: then finding it fails, and says what is close
         return passes.page(passes.find_pass(name))
     return rules.page(rules.find_rule(name))
 

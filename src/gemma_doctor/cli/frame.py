@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from gemma_doctor.errors import DoctorError
 from gemma_doctor.reports.documents import say
+from gemma_doctor.spelling import closest
 from gemma_doctor.version import __version__
 
 __all__ = [
@@ -83,6 +84,14 @@ def _told() -> Iterator[None]:
 class Sections(TyperCommand):
     """A command whose help shows its options by section, without rich (which takes 0.1 s to load)."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401  # as above
+        """Read the words after the command; an error proposes what may have been meant."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            _reword(error, [name for param in self.get_params(ctx) for name in param.opts])
+            raise
+
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401  # as above
         """Write the arguments and options, section by section."""
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -102,6 +111,15 @@ class Sections(TyperCommand):
         """``[OPTIONS] SOURCE...``; typer puts the name of a required argument in braces, and dots behind."""
         pieces = super().collect_usage_pieces(ctx)
         return [piece.replace("{", "").replace("}", "").replace("......", "...") for piece in pieces]
+
+
+def _reword(error: Any, options: Sequence[str]) -> None:  # noqa: ANN401  # typer names no class of its errors
+    """Say an error of typer's in fewer words, and name the option that was meant, if it was one."""
+    if hasattr(error, "possibilities"):
+        error.possibilities = None
+        error.message += "".join(f". Did you mean {name}?" for name in closest(error.option_name, options))
+    elif hasattr(error, "message"):
+        error.message = error.message.removeprefix("Value error, ")
 
 
 app = typer.Typer(

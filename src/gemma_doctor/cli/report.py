@@ -64,9 +64,13 @@ def command(
 
 
 def _read(path: Path) -> Report:
+    from gemma_doctor.checkpoint.alike import alike
     from gemma_doctor.reports.machine import from_json
 
-    return from_json(path.read_bytes(), str(path))
+    try:
+        return from_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}{alike(str(path))}") from error
 
 
 def _picture(report: Report, telling: Telling, *, quiet: bool) -> Callable[[Console], None]:

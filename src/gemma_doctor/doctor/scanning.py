@@ -19,6 +19,7 @@ from gemma_doctor.examination import Examination
 from gemma_doctor.inspect.crew import Crew, hire
 from gemma_doctor.inspect.orders import Order, Survey
 from gemma_doctor.inspect.registry import RULES
+from gemma_doctor.inspect.remarks import remarks
 from gemma_doctor.inspect.survey import carry_out
 from gemma_doctor.records import Coverage, Finding, Progress, Proof, Report, Skipped, Source
 from gemma_doctor.repair.planning.registry import find_pass
@@ -123,7 +124,7 @@ def judged(case: Case, measured: Survey, started: float) -> Report:
         coverage=Coverage(case.asked + len(case.unreachable), len(measured.stats), skipped),
         findings=parted.kept,
         suppressed=parted.suppressed,
-        remarks=parted.remarks,
+        remarks=(*parted.remarks, *remarks(checkpoint)),
         proof=_proof(examination),
         tensors=tuple(examination.tensors.values()),
         seconds=time.perf_counter() - started,

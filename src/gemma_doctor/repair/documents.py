@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gemma_doctor.checkpoint.dtypes import BITS
-from gemma_doctor.nodes import Node, did_you_mean
+from gemma_doctor.nodes import Node
 from gemma_doctor.plans import (
     PLAN_VERSION,
     Add,
@@ -36,6 +36,7 @@ from gemma_doctor.plans import (
 )
 from gemma_doctor.records import SEVERITIES, Exactness, Scalar
 from gemma_doctor.repair.reading import read
+from gemma_doctor.spelling import did_you_mean
 
 __all__ = ["plan_document", "plan_text", "read_plan"]
 

@@ -126,6 +126,11 @@ def read_config(checkpoint: Checkpoint) -> Subject:
             "adapter_config.json names the base as base_model_name_or_path), save that, and verify it. scan reads "
             "adapters as they are."
         )
+    if checkpoint.config is None:
+        raise UsageError(
+            f"{folder} holds no config.json, without which transformers cannot build the model. Copy the one of the "
+            "model that these weights are of, and its tokenizer, into the folder. scan needs neither."
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ImportError as error:

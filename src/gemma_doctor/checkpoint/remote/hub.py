@@ -16,9 +16,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RevisionResolutionEr
 from huggingface_hub.hf_api import RepoFile
 
 from gemma_doctor.checkpoint.contents import read_checkpoint
-from gemma_doctor.checkpoint.layout import PICKLE_ADVICE, PICKLES, arrange, find_layout, listed
+from gemma_doctor.checkpoint.layout import PICKLE_ADVICE, PICKLES, arrange, find_layout, is_weights, listed
 from gemma_doctor.checkpoint.model import Checkpoint
-from gemma_doctor.checkpoint.quoting import quoted
 from gemma_doctor.checkpoint.remote.hub_store import HubFile, HubStore, Repository
 from gemma_doctor.checkpoint.remote.patience import patiently
 from gemma_doctor.checkpoint.remote.refusals import explaining
@@ -47,7 +46,8 @@ def streamed(wanted: Repository) -> Checkpoint:
     commit = _commit(wanted)
     store = HubStore(wanted, commit, _listing(wanted, commit))
     root = _snapshot(wanted.repo, commit)
-    layout = arrange(wanted.repo, root, _top(store.files), lambda: _nothing(wanted.repo, store.files))
+    nothing = lambda: _nothing(wanted.repo, store.files)  # noqa: E731
+    layout = arrange(wanted.repo, root, _top(store.files), nothing, _below(store.files))
     opened = read_checkpoint(wanted.repo, layout, store)
     return replace(opened, revision=commit, store=store)
 
@@ -187,7 +187,13 @@ def _nothing(repo: str, files: Mapping[str, HubFile]) -> str:
     looked = f"{repo}: no *.safetensors, no *.safetensors.index.json and no *.gguf at the top of this repository"
     if any(name.endswith(PICKLES) for name in files):
         return f"{looked}, only PyTorch pickles. {PICKLE_ADVICE}."
-    below = tuple(sorted({name.rpartition("/")[0] for name in files if name.endswith(".safetensors")}))
+    below = _below(files)
     if below:
         return f"{looked}, but below it: {listed(below)}. Run 'hf download {repo}' and give the subfolder."
-    return f"{looked}; it has {len(files):,} files, such as {listed(tuple(map(quoted, sorted(files))))}."
+    return f"{looked}; it has {len(files):,} files, such as {listed(tuple(sorted(files)))}."
+
+
+def _below(files: Mapping[str, HubFile]) -> tuple[str, ...]:
+    """The folders that hold weights."""
+    folders = {name.rpartition("/")[0] for name in files if is_weights(name.rpartition("/")[2])}
+    return tuple(sorted(folders - {""}))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
-from pathlib import Path
 
 import httpx2
 from huggingface_hub import constants
@@ -21,6 +19,7 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
+from gemma_doctor.checkpoint.alike import alike
 from gemma_doctor.checkpoint.quoting import quoted
 from gemma_doctor.checkpoint.remote.patience import AGAIN, Again, retry_after
 from gemma_doctor.checkpoint.remote.ranges import NETWORK
@@ -78,7 +77,7 @@ def _explained(error: Exception, repo: str, revision: str | None) -> DoctorError
             RepositoryNotFoundError,
             (
                 f"no such path here, and no such repository at {constants.ENDPOINT}, or it is private. Check the "
-                f"spelling{_alike(repo)}; for a private one, log in with {_LOG_IN}."
+                f"spelling{alike(repo)}; for a private one, log in with {_LOG_IN}."
             ),
         ),
         (RevisionNotFoundError, f"it has no branch, tag or commit {quoted(revision or 'main')}. See {page}."),
@@ -101,11 +100,3 @@ def _refused(error: Exception, repo: str) -> TransferError | Again:
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _alike(repo: str) -> str:
-    """A path of this machine that may have been meant."""
-    folder = Path(repo).parent
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    close = get_close_matches(Path(repo).name, names, n=1)
-    return f" (is {str(folder / close[0])!r} meant?)" if close else ""

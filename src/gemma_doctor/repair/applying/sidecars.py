@@ -15,6 +15,7 @@ from gemma_doctor.checkpoint.config import CONFIG_NAME, MAX_CONFIG
 from gemma_doctor.checkpoint.documents import read_document
 from gemma_doctor.checkpoint.files import reading
 from gemma_doctor.checkpoint.index import MAX_INDEX
+from gemma_doctor.checkpoint.layout import is_adapter
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.checkpoint.stores import Folder
 from gemma_doctor.errors import UsageError
@@ -41,7 +42,7 @@ class Sides:
     Attributes:
         files: They.
         folders: Every folder below the root, for one may be empty.
-        remarks: What is left out, and why.
+        remarks: What is left out, and why, and which weights are not mended.
     """
 
     files: tuple[Copied, ...]
@@ -67,7 +68,7 @@ def side_files(checkpoint: Checkpoint, made: frozenset[str]) -> Sides:
         wanted = [] if checkpoint.config is None or CONFIG_NAME in made else [CONFIG_NAME]
         copied = (Copied(name, (checkpoint.root / name).stat().st_size, holds_tensors=False) for name in wanted)
         return Sides(tuple(copied), (), ())
-    files, folders, remarks = [], [], []
+    files, folders, remarks = [], [], list(_as_they_are(checkpoint.beside))
     for name, path in _walk(checkpoint.root, ""):
         if name in made:
             continue
@@ -80,6 +81,13 @@ def side_files(checkpoint: Checkpoint, made: frozenset[str]) -> Sides:
         else:
             remarks.append(found)
     return Sides(tuple(files), tuple(folders), tuple(remarks))
+
+
+def _as_they_are(beside: tuple[str, ...]) -> Iterator[str]:
+    """What is copied and not mended, though it looks as if it were."""
+    for name in beside:
+        what = "it fits the weights before the repair: train or merge it anew" if is_adapter(name) else "not mended"
+        yield f"{shown(name)}: copied as it is; {what}"
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from gemma_doctor.checkpoint.quoting import quoted
 from gemma_doctor.errors import UsageError
-from gemma_doctor.nodes import did_you_mean
 from gemma_doctor.pages import page_of
 from gemma_doctor.repair.evidence.case import Pass
 from gemma_doctor.repair.passes import (
@@ -22,6 +21,7 @@ from gemma_doctor.repair.passes import (
     upcast_conv,
     zero_nonfinite,
 )
+from gemma_doctor.spelling import did_you_mean
 
 __all__ = ["PASSES", "find_pass", "page", "select"]
 
