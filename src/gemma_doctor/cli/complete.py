@@ -48,7 +48,9 @@ _BASH = """_gemma_doctor() {
 }
 complete -o bashdefault -o default -F _gemma_doctor gemma-doctor
 """
-_ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
+_ZSH = """whence compdef >/dev/null || { autoload -Uz compinit && compinit; }
+autoload -Uz bashcompinit && bashcompinit
+"""
 _FISH = "complete -c gemma-doctor"
 
 
