@@ -140,12 +140,12 @@ def test_a_dtype_that_was_not_asked_for_does_not_matter(tmp_path: Path) -> None:
     "options", [Options(), Options(include=("a",)), Options(exclude=("z",)), Options(select=("GD101",))]
 )
 def test_an_unreadable_file_may_hold_what_was_asked_for(tmp_path: Path, options: Options) -> None:
-    write_file(tmp_path / "1.safetensors", "a")
-    (tmp_path / "2.safetensors").write_bytes(b"\xff" * 100)
+    write_file(tmp_path / "m-1-of-2.safetensors", "a")
+    (tmp_path / "m-2-of-2.safetensors").write_bytes(b"\xff" * 100)
     scanned = gemma_doctor.scan(tmp_path, options)
     (skipped,) = scanned.coverage.skipped
     assert (skipped.tensor, scanned.coverage.expected, scanned.coverage.measured) == ("*", 2, 1)
-    assert skipped.reason.startswith("whatever 2.safetensors holds: 2.safetensors: ")
+    assert skipped.reason.startswith("whatever m-2-of-2.safetensors holds: m-2-of-2.safetensors: ")
     assert {exit_code(scanned, fail_on) for fail_on in FAIL_ON} == {2}
 
 
