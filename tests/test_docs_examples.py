@@ -9,7 +9,6 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -113,7 +112,7 @@ def _runs(line: str, where: str) -> bool:
     line = line.partition(" || ")[0]  # a shell's own way with exit codes
     if not line.startswith("gemma-doctor "):
         return False
-    words = shlex.split(line)[1:]
+    words = shlex.split(line, comments=True)[1:]
     if words[0] == "verify":
         _check_options(words, where)
         return False
@@ -126,7 +125,9 @@ def _runs(line: str, where: str) -> bool:
         _check_options(words, where)
         return False
     _tidy(words)
-    words = [name for word in words for name in (sorted(glob(word)) if word.endswith("*/") else [word])]
+    words = [
+        name for word in words for name in (sorted(map(str, Path().glob(word))) if word.endswith("*/") else [word])
+    ]
     done = call(*words)
     assert done.code in {0, 1}, f"{where}: {line}\n{done.err}"
     assert "fault of gemma-doctor" not in done.err

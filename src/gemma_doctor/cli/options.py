@@ -43,9 +43,7 @@ SourceName: TypeAlias = Annotated[
 ]
 SourceNames: TypeAlias = Annotated[
     list[str],
-    typer.Argument(
-        metavar="SOURCE...", help="A .safetensors or .gguf file, a folder, a Hub repository owner/name; or several."
-    ),
+    typer.Argument(metavar="SOURCE...", help="A .safetensors or .gguf file, a folder, a Hub repository; or several."),
 ]
 Select: TypeAlias = Annotated[Words, option(WHAT, "RULE", "Run these rules only (id or prefix). Repeatable.")]
 Ignore: TypeAlias = Annotated[Words, option(WHAT, "RULE", "Leave these rules out; the longest prefix wins.")]
