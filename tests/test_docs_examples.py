@@ -157,7 +157,9 @@ def test_the_commands_of_others_are_few_and_known() -> None:
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.where)
 def test_python_runs(block: Block, place: Path) -> None:
     guard, unguard, verify = mock.Mock(), mock.Mock(), mock.Mock()
-    stand_ins = {name: mock.MagicMock() for name in ("model", "trainer", "Trainer", "arguments", "data")}
+    stand_ins: dict[str, Any] = {
+        name: mock.MagicMock() for name in ("model", "trainer", "Trainer", "arguments", "data")
+    }
     scan = mock.create_autospec(doctor.scan) if block.where.startswith(ELSEWHERE) else doctor.scan
     stand_ins |= {"gemma_doctor": gemma_doctor, "ProcessPoolExecutor": mock.MagicMock()}
     with (

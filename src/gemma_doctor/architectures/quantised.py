@@ -35,4 +35,5 @@ def declare() -> Model:
 
 
 def _role(tensor: TensorInfo) -> Role:
-    return "other" if _BESIDE.search(tensor.name) else guess_role(tensor)
+    stored = tensor.dtype.startswith("F8")  # a weight only after its scale has been multiplied in
+    return "other" if stored or _BESIDE.search(tensor.name) else guess_role(tensor)

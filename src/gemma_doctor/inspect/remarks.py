@@ -23,6 +23,11 @@ def remarks(checkpoint: Checkpoint) -> Iterator[str]:
             "there is no config.json, so the architecture is unknown: no names, shapes, shared KV or bounds were "
             "judged. Put the model's config.json beside the weights"
         )
+    elif checkpoint.config is not None and checkpoint.config.get("quantization_config") is not None:
+        yield (
+            "the weights are quantised: packed integers and scales were measured as they are stored, and the weights "
+            "that they stand for were not"
+        )
     adapters = [name for name in checkpoint.beside if is_adapter(name)]
     if adapters:
         yield (
