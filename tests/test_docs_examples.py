@@ -103,7 +103,7 @@ def test_the_commands_of_a_document_do_what_they_are_there_for(name: str, place:
             continue
         for line in commands(block):
             ran += _runs(line, block.where)
-    assert ran or name == "docs/guard.md"
+    assert ran or name in {"docs/guard.md", "docs/hub.md"}
     assert place.is_dir()
 
 
