@@ -137,8 +137,13 @@ def tiny_gemma3_config() -> dict[str, Any]:
     }
 
 
+def tiny_gemma2_config() -> dict[str, Any]:
+    """The same as a Gemma 2."""
+    return {**tiny_gemma3_config(), "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"}
+
+
 def tiny_gemma3_multimodal_config() -> dict[str, Any]:
-    """The same with an image encoder of two layers."""
+    """That Gemma 3 with an image encoder of two layers."""
     return {
         "architectures": ["Gemma3ForConditionalGeneration"],
         "model_type": "gemma3",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import (
+    tiny_gemma2_config,
     tiny_gemma3_config,
     tiny_gemma3_multimodal_config,
     tiny_gemma3n_config,
@@ -30,6 +31,14 @@ from gemma_doctor.architectures.ranges import analyse
 from gemma_doctor.tensors import MeasuredTensor, TensorInfo
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "gemma2": tiny_gemma2_config(),
+    "gemma2, biases and soft caps": {
+        **tiny_gemma2_config(),
+        "attention_bias": True,
+        "attn_logit_softcapping": 0.25,
+        "final_logit_softcapping": 0.5,
+        "query_pre_attn_scalar": 1,
+    },
     "gemma3": tiny_gemma3_config(),
     "gemma3, biases and soft caps": {
         **tiny_gemma3_config(),
@@ -47,7 +56,7 @@ STEADY = settings(
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a model's weights shrink to nothing simpler
 )
-FLOAT16_MODELS = ("gemma3", "gemma3-multimodal", "gemma3n-text")
+FLOAT16_MODELS = ("gemma2", "gemma3", "gemma3-multimodal", "gemma3n-text")
 
 
 def float16_bounds(model: Model, tensors: Mapping[str, Any]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from checkpoints import (
     Array,
     healthy,
     in_bfloat16,
+    tiny_gemma2_config,
     tiny_gemma3_config,
     tiny_gemma3_multimodal_config,
     tiny_gemma3n_config,
@@ -41,7 +42,7 @@ def in_bits(array: Array) -> Array:
 
 
 def loud_gains(config: Mapping[str, Any]) -> dict[str, Array]:
-    """Gemma 3 whose norms behind attention and feed-forward write up to 65536 each."""
+    """Gemma 2 or 3 whose norms behind attention and feed-forward write up to 65536 each."""
     tensors = healthy(config)
     for name in tensors:
         if "embed_tokens" in name:
@@ -68,6 +69,7 @@ class Patient:
 
 
 PATIENTS = {
+    "gemma2": Patient(tiny_gemma2_config(), loud_gains),
     "gemma3": Patient(tiny_gemma3_config(), loud_gains),
     "gemma3, head of its own": Patient({**tiny_gemma3_config(), "tie_word_embeddings": False}, loud_gains),
     "gemma3-multimodal": Patient(tiny_gemma3_multimodal_config(), loud_gains),

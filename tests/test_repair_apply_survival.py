@@ -279,15 +279,15 @@ def test_replacing_where_names_cannot_be_exchanged(source: Path, place: Path, mo
 def test_the_old_output_comes_back_if_the_new_one_cannot_take_its_place(
     source: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = os.rename
+    whole = Path.rename
 
-    def failing_second(src: Any, dst: Any, **keywords: Any) -> None:  # noqa: ANN401
+    def failing_second(src: Path, dst: Path) -> Path:
         if str(src).endswith(".partial"):
             raise OSError(errno.EIO, "Input/output error")
-        whole(src, dst, **keywords)
+        return whole(src, dst)
 
     monkeypatch.setattr(room, "_exchange", lambda *_: False)
-    monkeypatch.setattr(os, "rename", failing_second)
+    monkeypatch.setattr(Path, "rename", failing_second)
     with pytest.raises(OutputError, match="Input/output error"):
         mend(source, place / "out", *EDITS, force=True)
     assert untouched(place)

@@ -31,6 +31,9 @@ _MAGNITUDES = tuple(
     for index in range(3)
 )
 _INSIDE: dict[str, dict[str, tuple[str, ...]]] = {
+    "Gemma2DecoderLayer": {"add": ("after attention",)},
+    "Gemma2Attention": {"add": ("query rotated", "key rotated"), "bmm": ("scores", "mix of values")},
+    "Gemma2MLP": {"mul": ("gate * up",)},
     "Gemma3DecoderLayer": {"add": ("after attention",)},
     "Gemma3Attention": {"add": ("query rotated", "key rotated"), "bmm": ("scores", "mix of values")},
     "Gemma3MLP": {"mul": ("gate * up",)},

@@ -6,20 +6,24 @@ tied (transformers 5.23, modeling_llama.py and the files generated from it).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from gemma_doctor.architectures.base import Family, KeyLayout, Model
+from gemma_doctor.architectures.base import Family, KeyLayout, Model, Rescaling, Value
 from gemma_doctor.architectures.config import Section, config_dtype
 from gemma_doctor.architectures.generic import guess_role
 from gemma_doctor.architectures.pieces import Tensors, embedding, gated, linear, rms_norm, tied_head
 
-__all__ = ["PRE_NORMS", "SANDWICH_NORMS", "Form", "decoder", "decoder_family", "kv_donors", "tied"]
+__all__ = ["PRE_NORMS", "SANDWICH_NORMS", "Form", "Ranges", "decoder", "decoder_family", "kv_donors", "tied"]
 
 PRE_NORMS = ("post_attention_layernorm",)
 """The norms of a layer behind ``input_layernorm``, where there is one before attention and one before feed-forward."""
 
 SANDWICH_NORMS = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 """The same, where there is one before and one behind each."""
+
+Ranges: TypeAlias = tuple[tuple[Value, ...], tuple[Rescaling, ...]]
 
 _PARTS = ("embed_tokens.", "layers.", "norm.")
 
@@ -46,6 +50,8 @@ class Form:
         head_norms: Whether queries and keys are normalised head by head.
         biased: Which projections of attention always have a bias; None where ``attention_bias`` decides over all.
         mlp_bias: Whether ``mlp_bias`` decides over biases of the feed-forward; it has none otherwise.
+        ranges: What a float16 run writes and how that can be rescaled, by the names' prefix, the config, the head's
+            module (None without one) and whether it is tied; None where that is not declared.
     """
 
     family: str
@@ -65,6 +71,7 @@ class Form:
     head_norms: bool = False
     biased: tuple[str, ...] | None = None
     mlp_bias: bool = False
+    ranges: Callable[[str, Section, str | None, bool], Ranges] | None = None
 
 
 def decoder_family(form: Form, *model_types: str) -> Family:
@@ -138,12 +145,15 @@ def _declare(form: Form, config: Section) -> Model | None:
         return None
     prefix, head = ("", None) if bare else ("model.", "lm_head")
     is_tied = tied(config, config, default=form.tied) and not bare
+    values, rescalings = ((), ()) if form.ranges is None else form.ranges(prefix, config, head, is_tied)
     return Model(
         family=form.family,
         role=guess_role,
         dtype=config_dtype(config),
         expected=decoder(form, prefix, config, head, tied=is_tied),
         tied_head=("lm_head.weight", f"{prefix}embed_tokens.weight") if is_tied else None,
+        values=values,
+        rescalings=rescalings,
         layouts=_layouts(form.stem, bare=bare),
     )
 

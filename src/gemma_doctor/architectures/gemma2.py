@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from gemma_doctor.architectures.decoders import SANDWICH_NORMS, Form, decoder_family
+from gemma_doctor.architectures.config import Section
+from gemma_doctor.architectures.decoders import SANDWICH_NORMS, Form, Ranges, decoder_family
+from gemma_doctor.architectures.sandwich_ranges import Decoder, ranges
 
 __all__ = ["FAMILY", "FORM"]
+
+
+def _ranges(prefix: str, text: Section, head: str | None, tied: bool) -> Ranges:  # noqa: FBT001  # as Form calls it
+    return ranges(Decoder(prefix, text, head, tied, head_norms=False, eager=True))
+
 
 FORM = Form(
     family="gemma2",
@@ -21,6 +28,7 @@ FORM = Form(
     tied=True,
     norms=SANDWICH_NORMS,
     plus_one=True,
+    ranges=_ranges,
 )
 
 FAMILY = decoder_family(FORM, "gemma2")

@@ -11,10 +11,10 @@ from gemma_doctor.architectures.config import Section, config_dtype
 from gemma_doctor.architectures.decoders import SANDWICH_NORMS, Form, decoder
 from gemma_doctor.architectures.decoders import tied as is_tied
 from gemma_doctor.architectures.expressions import AfterNorm, Input, Linear, Unbounded
-from gemma_doctor.architectures.gemma3_ranges import STREAM, Decoder, ranges
 from gemma_doctor.architectures.generic import guess_role
 from gemma_doctor.architectures.ledger import Ledger
 from gemma_doctor.architectures.pieces import Tensors, rms_norm
+from gemma_doctor.architectures.sandwich_ranges import STREAM, Decoder, ranges
 from gemma_doctor.architectures.siglip import (
     hidden_size,
     patch_conv,

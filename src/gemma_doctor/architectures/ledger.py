@@ -101,7 +101,7 @@ class Ledger:
         """
         return self.inner(name, f"{what} rotated", "other", _rotated(text, head))
 
-    def attention(self, name: str, text: Section, scores: Input, value: Input) -> Input:
+    def attention(self, name: str, text: Section, scores: Input, value: Input, *, eager: bool = False) -> Input:
         """Write down an attention's scores and its mix of values.
 
         Args:
@@ -109,11 +109,12 @@ class Ledger:
             text: The text config.
             scores: The scores. Eager attention writes them before it scales them; the fused ones write neither.
             value: What the values are made of.
+            eager: Whether the model's default is eager attention: its scores are then written like everything else.
 
         Returns:
             The heads side by side.
         """
-        self.inner(name, "scores", "scores", scores)
+        self.inner(name, "scores", "product" if eager else "scores", scores)
         head, heads = text.extent("head_dim", 256), text.repeats("num_attention_heads", 8)
         return self.inner(name, "mix of values", "attention", Repeated(Pooled(Slice(value, head)), heads))
 

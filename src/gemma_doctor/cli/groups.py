@@ -21,7 +21,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     Args:
         command: Its parameters are options and arguments of typer's, or dataclasses of such with defaults.
     """
-    hints = get_type_hints(command, include_extras=True)
+    hints = inspect.get_annotations(command, eval_str=True)  # get_type_hints hides Annotated in Optional before 3.11
     records: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
 
     @wraps(command)

@@ -8,7 +8,7 @@ inequality that no input can break (`gemma_doctor.architectures.bounds` lists th
 can add. The rule compares the bounds with their limits, 65504, or 256 where the next operation squares in float16:
 
 * **a residual stream**: one finding each, with the state that is furthest beyond, by how many bits, and the tensors
-  that can add most to it. Where the stream is a plain sum of embeddings and normalised terms (Gemma 3), the bound
+  that can add most to it. Where the stream is a plain sum of embeddings and normalised terms (Gemma 2 and 3), the bound
   counts. Where terms go through matrices (the image encoders), bounds add up the worst of every block and are exceeded
   by healthy models too: there 16 times the typical size must leave the limit as well, as in GD104.
 * **values inside the layers** that `rescale-residual` can bring under their limit (queries, keys, values, gated
@@ -39,7 +39,11 @@ the factor out again. Where every bound then fits, the model cannot overflow in 
 **A bound says *may*, not *will***: it takes the worst of every term at once, and is 2 to 20 times above what models
 reach. `gemma-doctor verify` measures. Gemma 3n's AltUp multiplies the bound in every layer, so that after a few layers
 nothing is proved of its streams; they are not reported, and not counted as safe either. Gemma 3n's audio tower is not
-analysed. The bounds assume: the model of the config, as transformers 5.23 and timm 1.0.31 run it in float16, without
+analysed. Gemma 2 runs eager attention, so its scores count among the values; nothing normalises its queries and keys,
+and as a rule they are not proved. Pre-norm decoders (Llama, Mistral, Qwen, Gemma 1) are not declared: what they add to
+their stream went through several matrices, and such bounds are exceeded by every healthy model.
+
+The bounds assume: the model of the config, as transformers 5.23 and timm 1.0.31 run it in float16, without
 dropout; sums of products in float32; scaled_dot_product_attention (the default; torch 2.5 or later) or flash attention,
 whose scores stay in float32, over at most 131,072 positions, in which every query may attend to some key; Gemma's norms
 and softmax in float32; tokens of the vocabulary and pixels as the processor gives them. Nothing is said of the backward

@@ -7,8 +7,8 @@ through norms, and a norm gives the same for x and for 2^-k x, but for its eps. 
 
 | | by 2^-k | by 2^k |
 | --- | --- | --- |
-| Gemma 3 | the embedding; the projector of images; 1 + w of the norms behind attention and feed-forward | 1 + w of \
-the final norm, if the head is the embedding |
+| Gemma 2 and 3 | the embedding; the projector of images; 1 + w of the norms behind attention and feed-forward | 1 + w \
+of the final norm, if the head is the embedding |
 | Gemma 3n, text | the embedding; the norms before attention and behind attention, feed-forward, LAuReL and the \
 layer's own input | q, k, v, LAuReL's first matrix, `per_layer_input_gate`, `per_layer_model_projection`; the final \
 norm, if the head is the embedding |

@@ -1,4 +1,8 @@
-"""What a float16 run of Gemma 3 writes, and how it can be rescaled (transformers 5.23, modeling_gemma3.py).
+"""What a float16 run of Gemma 2 or 3 writes, and how it can be rescaled.
+
+Source: transformers 5.23, modeling_gemma2.py and modeling_gemma3.py. Both have a norm before and one behind attention
+and feed-forward, and the same defaults. Gemma 2 has no norms of queries and keys, so that nothing takes a factor out of
+its scores, and it caps them, which its eager attention does in float16.
 
 Every norm computes in float32 and multiplies by 1 + w, so what it reads may be multiplied by a power of two without
 changing what it gives, but for its eps. The residual stream is read by norms only, and written by the embedding, the
@@ -12,7 +16,7 @@ from dataclasses import dataclass
 
 from gemma_doctor.architectures.base import Reader, Rescaling, Value
 from gemma_doctor.architectures.config import Section
-from gemma_doctor.architectures.expressions import AfterNorm, Dot, Either, Input, Linear, Row, Sum, Times
+from gemma_doctor.architectures.expressions import AfterNorm, Dot, Either, Input, Linear, Row, Slice, Sum, Times
 from gemma_doctor.architectures.ledger import Ledger, activated, logit_growth
 
 __all__ = ["STREAM", "Decoder", "ranges"]
@@ -31,6 +35,8 @@ class Decoder:
         head: Name of the head's module; None where it has none, or one that is not declared.
         tied: Whether the head is the embedding.
         images: What soft tokens of images are made of, and the name of the weight that writes them; None without.
+        head_norms: Whether queries and keys are normalised head by head.
+        eager: Whether attention is eager by default, so that every run writes its scores.
     """
 
     prefix: str
@@ -38,6 +44,8 @@ class Decoder:
     head: str | None
     tied: bool
     images: tuple[Input, str] | None = None
+    head_norms: bool = True
+    eager: bool = False
 
     @property
     def width(self) -> int:
@@ -98,18 +106,28 @@ def _attention(ledger: Ledger, inner: list[Rescaling], decoder: Decoder, layer: 
     normed = AfterNorm(f"{layer}.input_layernorm.weight", decoder.width, plus_one=True)
     bias, head = text.flag("attention_bias", default=False), text.extent("head_dim", 256)
     query, key, value = (ledger.linear(f"{name}.{part}_proj", normed, bias=bias) for part in "qkv")
-    heads = {what: ledger.norm(f"{name}.{what[0]}_norm", head, plus_one=True) for what in ("query", "key")}
-    turned = [ledger.rotated(name, what, text, normed_head) for what, normed_head in heads.items()]
-    scaling = text.number("query_pre_attn_scalar", 256, 1e-6, 1e9) ** -0.5
-    mixed = ledger.attention(name, text, Times(max(1.0, scaling), Dot(turned[0], turned[1])), value)
+    if decoder.head_norms:
+        heads = [ledger.norm(f"{name}.{part}_norm", head, plus_one=True) for part in "qk"]
+    else:
+        heads = [Slice(projected, head) for projected in (query, key)]
+    turned = [ledger.rotated(name, what, text, one) for what, one in zip(("query", "key"), heads, strict=True)]
+    mixed = ledger.attention(name, text, _scores(text, turned[0], turned[1]), value, eager=decoder.eager)
     output = ledger.linear(f"{name}.o_proj", mixed, bias=bias)
-    for part, source in (("q", query), ("k", key)):
+    for part, source in (("q", query), ("k", key)) if decoder.head_norms else ():
         reader = Reader(f"{name}.{part}_norm.weight", decoder.eps, source)
         inner.append(_absorbed(f"{name}.{part}_proj", reader, bias=bias))
     reader = Reader(f"{layer}.post_attention_layernorm.weight", decoder.eps, output)
     mix, behind = f"{name} (mix of values)", f"{name}.o_proj"
     inner.append(_absorbed(f"{name}.v_proj", reader, (mix,), behind, bias=bias))
     inner.append(_absorbed(behind, reader, bias=bias))
+
+
+def _scores(text: Section, query: Input, key: Input) -> Input:
+    """The scores: a product, scaled, and divided by the cap of a tanh where there is one."""
+    scaling = text.number("query_pre_attn_scalar", 256, 1e-6, 1e9) ** -0.5
+    scaled = Times(max(1.0, scaling), Dot(query, key))
+    cap = text.number("attn_logit_softcapping", 1.0, 1e-6, 1e6)
+    return scaled if cap >= 1 else Times(1 / cap, scaled)
 
 
 def _feed_forward(ledger: Ledger, inner: list[Rescaling], decoder: Decoder, layer: str) -> None:
