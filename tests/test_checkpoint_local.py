@@ -264,11 +264,11 @@ def test_of_a_doubled_tensor_the_copy_counts_that_the_index_names(tmp_path: Path
 
 
 def test_without_an_index_the_first_copy_counts(tmp_path: Path) -> None:
-    write_file(tmp_path / "1.safetensors", "a", "b")
-    write_file(tmp_path / "2.safetensors", "b", "c")
+    write_file(tmp_path / "m-1-of-2.safetensors", "a", "b")
+    write_file(tmp_path / "m-2-of-2.safetensors", "b", "c")
     checkpoint = open_checkpoint(tmp_path)
     assert only(checkpoint).tensor == "b"
-    assert {name: info.file[0] for name, info in checkpoint.tensors.items()} == {"a": "1", "b": "1", "c": "2"}
+    assert {name: info.file[2] for name, info in checkpoint.tensors.items()} == {"a": "1", "b": "1", "c": "2"}
 
 
 def test_a_tensor_that_the_index_lists_twice_is_a_fault(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_a_source_that_changed_since_the_plan(source: Path, tmp_path: Path) -> N
     shard.unlink()
     assert "of the plan is gone" in attempt(plan, source, tmp_path / "out")
     shard.write_bytes(whole)
-    write_file(source / "model-00003-of-00003.safetensors", "w9")
+    write_file(source / "model-00003-of-00002.safetensors", "w9")
     assert "the plan does not know this tensor file" in attempt(plan, source, tmp_path / "out")
 
 
