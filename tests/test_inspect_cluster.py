@@ -48,9 +48,9 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(Crew, "unit_bytes", lambda *_: 1 << 17)
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "0.safetensors").write_bytes(content_file(every_dtype()))
+    (folder / "m-0-of-2.safetensors").write_bytes(content_file(every_dtype()))
     tensors = {f"{n:02}": ("BF16", (1 << 16,), bytes([n, 60]) * (1 << 16)) for n in range(40)}
-    (folder / "1.safetensors").write_bytes(content_file(dict(tensors)))
+    (folder / "m-1-of-2.safetensors").write_bytes(content_file(dict(tensors)))
     return folder
 
 
@@ -193,16 +193,18 @@ def test_a_worker_that_does_not_see_the_files_is_named(
 ) -> None:
     """This process's folder is not the workers'."""
     monkeypatch.chdir(model.parent)
-    words = r"^the Dask worker tcp://.* does not see .*: /proc/self/cwd/model/0\.safetensors: No such file .*1 more can"
+    words = (
+        r"^the Dask worker tcp://.* not see .*: /proc/self/cwd/model/m-0-of-2\.safetensors: No such file .*1 more can"
+    )
     with pytest.raises(ClusterError, match=words):
         gemma_doctor.scan("/proc/self/cwd/model", Options(dask=scheduler))
 
 
 def test_an_error_of_a_worker_names_it(scheduler: str, model: Path) -> None:
     def lose() -> None:
-        (model / "1.safetensors").unlink()
+        (model / "m-1-of-2.safetensors").unlink()
 
-    with pytest.raises(ChangedError, match=r"^1\.safetensors: .* it is gone.* \(on the Dask worker tcp://127"):
+    with pytest.raises(ChangedError, match=r"^m-1-of-2\.safetensors: .* it is gone.* \(on the Dask worker tcp://127"):
         gemma_doctor.scan(model, Options(dask=scheduler), Watcher(lose))
 
 
@@ -211,7 +213,9 @@ def test_an_error_of_a_worker_names_it(scheduler: str, model: Path) -> None:
 
 def test_several_sources_on_a_cluster_in_a_process_of_its_own(scheduler: str, model: Path) -> None:
     alone = json.loads(run("scan", model, "--json", "-").out)
-    done = run("scan", model, model.parent / "absent", model / "0.safetensors", "--dask", scheduler, "--json", "-")
+    done = run(
+        "scan", model, model.parent / "absent", model / "m-0-of-2.safetensors", "--dask", scheduler, "--json", "-"
+    )
     reports = json.loads(done.out)
     assert done.code == 2
     assert [report["complete"] for report in reports] == [alone["complete"], False, alone["complete"]]

@@ -74,7 +74,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("model")
     content = list(every_dtype().items())
     for number, part in enumerate((content[:50], content[50:])):
-        (folder / f"{number}.safetensors").write_bytes(content_file(dict(part)))
+        (folder / f"m-{number}-of-2.safetensors").write_bytes(content_file(dict(part)))
     return open_checkpoint(folder)
 
 

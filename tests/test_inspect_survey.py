@@ -63,7 +63,7 @@ def every_dtype() -> Content:
 def checkpoint_of(folder: Path, *shards: Content) -> Checkpoint:
     """A checkpoint on disk, one file per content."""
     for number, content in enumerate(shards):
-        (folder / f"{number}.safetensors").write_bytes(content_file(content))
+        (folder / f"m-{number}-of-{len(shards)}.safetensors").write_bytes(content_file(content))
     return open_checkpoint(folder)
 
 
@@ -226,8 +226,8 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
 def test_a_shard_that_changes_in_the_middle_is_an_error_that_names_it(
     shards: Checkpoint, change: Callable[[Path], None], words: str, jobs: int
 ) -> None:
-    watcher = Watcher(lambda: change(shards.root / "0.safetensors"))
-    with pytest.raises(ChangedError, match=rf"^0\.safetensors: .*{words}"):
+    watcher = Watcher(lambda: change(shards.root / "m-0-of-2.safetensors"))
+    with pytest.raises(ChangedError, match=rf"^m-0-of-2\.safetensors: .*{words}"):
         survey_all(shards, jobs, watcher)
     assert sum(watcher.steps) == 100 << 16
 
@@ -240,23 +240,23 @@ def test_the_shard_that_was_cut_short_is_named_and_not_its_sister(shards: Checkp
         def advance(self, nbytes: int) -> None:
             super().advance(nbytes)
             if len(self.steps) == 51:
-                cut(shards.root / "1.safetensors")
+                cut(shards.root / "m-1-of-2.safetensors")
                 ends.append(len(self.steps))
 
-    with pytest.raises(ChangedError, match=r"^1\.safetensors: "):
+    with pytest.raises(ChangedError, match=r"^m-1-of-2\.safetensors: "):
         survey_all(shards, 1, AtTheSecond())
     assert ends == [51]
 
 
 def test_a_shard_that_is_another_when_its_turn_comes(shards: Checkpoint) -> None:
-    with pytest.raises(ChangedError, match=r"^1\.safetensors: .*it had [\d,]+ bytes, and has 4,096 now"):
-        survey_all(shards, 1, Watcher(lambda: cut(shards.root / "1.safetensors")))
+    with pytest.raises(ChangedError, match=r"^m-1-of-2\.safetensors: .*it had [\d,]+ bytes, and has 4,096 now"):
+        survey_all(shards, 1, Watcher(lambda: cut(shards.root / "m-1-of-2.safetensors")))
 
 
 def test_lost_pages_are_an_error_even_if_the_file_looks_as_before(
     shards: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = shards.root / "0.safetensors"
+    path = shards.root / "m-0-of-2.safetensors"
     calls: list[int] = []
 
     def measure_cut(*arguments: object) -> TensorStats:
@@ -272,7 +272,7 @@ def test_lost_pages_are_an_error_even_if_the_file_looks_as_before(
         return stats
 
     monkeypatch.setattr(room, "measure", measure_cut)
-    with pytest.raises(ChangedError, match=r"^0\.safetensors: the file was cut short, or its disk failed"):
+    with pytest.raises(ChangedError, match=r"^m-0-of-2\.safetensors: the file was cut short, or its disk failed"):
         survey_all(shards, 1)
 
 
