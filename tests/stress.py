@@ -42,6 +42,27 @@ def narrow(config: Config, rng: np.random.Generator) -> Weights:
     return tensors
 
 
+def spiked(config: Config, rng: np.random.Generator) -> Weights:
+    """Every writer of a stream puts all it has into channel 0, with one sign, so that the sum of them is reached.
+
+    A norm gives most where one channel holds everything, and that channel has the largest gain. AltUp's coefficients
+    are 0, for what they multiply would hide everything behind it. Words fill all channels, and are louder than
+    the soft tokens of images.
+    """
+    model = identify(config)
+    tensors = {name: np.abs(array) * np.float32(1e-3) for name, array in healthy(config, int(rng.integers(99))).items()}
+    for name, array in tensors.items():
+        if name.endswith("_coefs.weight"):
+            array[:] = 0
+        elif model.expected[name].role == "embedding":
+            array[:] = 16
+        elif model.expected[name].rows == "inputs":
+            array[0, 0] = 2
+        else:
+            array[0] = 64 if name.endswith("correct_output_scale") else 2
+    return tensors
+
+
 def _level(name: str) -> float:
     return 2.0 if "norm" in name else 0.25
 
@@ -51,6 +72,7 @@ RECIPES: Mapping[str, Callable[[Config, np.random.Generator], Weights]] = {
     "outliers": outliers,
     "aligned": aligned,
     "narrow": narrow,
+    "spiked": spiked,
 }
 
 

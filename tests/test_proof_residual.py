@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,6 +160,29 @@ def test_a_certified_model_stays_finite_whatever_the_words(tmp_path: Path, name:
     report = gemma_doctor.scan(after)
     assert [finding for finding in report.findings if finding.rule == "GD301"] == []
     model = load(after, torch.float16).model
+    words = torch.randint(0, 64, (16, 12), generator=torch.Generator().manual_seed(0))
+    assert bool(model(words).logits.isfinite().all())
+
+
+def test_writers_that_are_loud_in_different_channels_need_no_power_for_their_sum(tmp_path: Path) -> None:
+    """What counts is the loudest channel, not one that would have the largest gain of every layer."""
+    config = {**tiny_gemma3_config(), "num_hidden_layers": 4}
+    tensors = healthy(config)
+    loud = np.float32(2.0**15)  # the largest of a norm over 16 channels is 4 times that: a little beyond float16
+    ends = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+    writers = [name for name in tensors if name.endswith(ends)]
+    for channel, name in enumerate(writers):
+        tensors[name][:] = 0
+        tensors[name][channel] = loud
+    before = write(tmp_path / "sick", {name: in_bits(array) for name, array in tensors.items()}, config)
+    assert len(writers) == 8
+    gains = np.stack([1 + in_bits(tensors[name]) for name in writers])
+    reach = 4 * float(np.abs(gains).sum(axis=0).max()) * 1.1  # and what rounding may add
+    prescription = plan(before, PASS, rules=["GD301"])
+    assert exponent(prescription) == math.floor(math.log2(reach / 65504)) + 1 == 2
+    reason = prescription.edits[0].reason
+    assert reason.evidence["certified"] is True
+    model = load(carry_out(prescription, before, tmp_path / "mended"), torch.float16).model
     words = torch.randint(0, 64, (16, 12), generator=torch.Generator().manual_seed(0))
     assert bool(model(words).logits.isfinite().all())
 

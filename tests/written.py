@@ -6,6 +6,7 @@ Names are those of the declared values, but for the prefix: the module as transf
 from __future__ import annotations
 
 import tempfile
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -163,6 +164,8 @@ def run(config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: torch.dtyp
 
 def exact_bounds(model: Model, tensors: Mapping[str, Any]) -> dict[str, float]:
     """What is proved in exact arithmetic, by name."""
-    prover = Prover({name: stats_of(np.asarray(array, np.float64)) for name, array in tensors.items()})
+    doubles = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
+    elements = {name: array("d", values.tobytes()) for name, values in doubles.items() if values.ndim == 1}
+    prover = Prover({name: stats_of(values) for name, values in doubles.items()}, "exact", elements)
     proofs = {value.name: prover.bound(value.source) for value in model.values}
     return {name: proof.peak for name, proof in proofs.items() if isinstance(proof, Bound)}

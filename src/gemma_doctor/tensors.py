@@ -6,7 +6,8 @@ A weight on disk and an activation of a running model have the same figures. Sta
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from array import array
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
@@ -241,12 +242,14 @@ class MeasuredTensor:
         role: What it does: conv, linear, norm, embedding, bias or other.
         limit: Largest magnitude its outputs may have: 65504, or less where the next op squares them.
             None where the tensor has no output channels.
+        elements: Its elements, where they are few and bounds on activations want each of them; else None.
     """
 
     info: TensorInfo
     stats: TensorStats
     role: Role
     limit: float | None = None
+    elements: array[float] | None = field(default=None, repr=False, compare=False)
 
     @property
     def input_budget(self) -> float | None:

@@ -38,7 +38,9 @@ Matched       the same as the norm                                min(like's nor
   sum_c (W_c . x_c)^2 <= max||W_c||_2^2 * sum_c ||x_c||_2^2. (sqrt(t) * peak * max||W_j||_2 is never below
   peak * max||W_j||_1 there.) Where the rows run over inputs, a column's norm is at most ||W||_F and at most
   sqrt(inputs) * max|W|. Both bound the sum of magnitudes, and so every partial sum, in whatever order it is made.
-* Sum: the triangle inequality. Pooled: a convex mix is never larger, by the convexity of |.| and ||.||_2.
+* Sum: the triangle inequality, channel by channel where gains are known element by element
+  (:mod:`gemma_doctor.architectures.channels`).
+* Pooled: a convex mix is never larger, by the convexity of |.| and ||.||_2.
 * Rotated: a pair (a, b) becomes (a cos - b sin, b cos + a sin), whose length is that of (a, b).
 * Matched: x * rms(like) / rms(x) has at most the root mean square of ``like``, and so its norm.
 
@@ -54,6 +56,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from gemma_doctor.architectures.base import Conv
+from gemma_doctor.architectures.channels import Elements, after_norm, scaled, times
 from gemma_doctor.architectures.expressions import (
     AfterNorm,
     Dot,
@@ -80,12 +83,12 @@ from gemma_doctor.architectures.inequalities import (
     Proof,
     Unproven,
     UnprovenError,
+    added,
     euclidean,
     largest_gain,
     moved,
     multiplied,
     pair,
-    times,
     usable,
 )
 from gemma_doctor.architectures.rounding import Arithmetic, growth
@@ -101,10 +104,12 @@ class Prover:
     Attributes:
         stats: Finished records by canonical name.
         arithmetic: ``"exact"``, or ``"float16"`` for what a run in float16 can write, its roundings included.
+        elements: Gains and layer scales that are known element by element.
     """
 
     stats: Mapping[str, TensorStats]
     arithmetic: Arithmetic = "exact"
+    elements: Elements = field(default_factory=dict)
     _proved: dict[int, tuple[Input, Proof]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def bound(self, source: Input) -> Proof:
@@ -150,7 +155,7 @@ class Prover:
         except UnprovenError as reason:
             return Unproven(str(reason))
         factor = growth(source, self.arithmetic)
-        return replace(proof, peak=proof.peak * factor, norm=proof.norm * factor)
+        return multiplied(proof, factor, proof.why)
 
     def _proof(self, source: Input) -> Bound:
         if isinstance(source, Leaf):
@@ -197,8 +202,11 @@ class Prover:
         if source.gain is None:
             return Bound(root, root, f"RMS norm without gain: sqrt({source.channels})")
         largest, gain = largest_gain(self._tensor(source.gain), source), "|1 + w|" if source.plus_one else "|gain|"
-        reach = times(root, largest)
-        return Bound(reach, reach, f"RMS norm {source.gain}: sqrt({source.channels}) * max{gain} {largest:.4g}")
+        reach, known = times(root, largest), self.elements.get(source.gain)
+        exact = known is not None and len(known) == source.channels
+        channels = after_norm(known, plus_one=source.plus_one) if known is not None and exact else None
+        why = f"RMS norm {source.gain}: sqrt({source.channels}) * max{gain} {largest:.4g}"
+        return Bound(reach, reach, why, channels)
 
     def _row(self, source: Row) -> Bound:
         table = self._tensor(source.table)
@@ -215,12 +223,20 @@ class Prover:
             case Shifted():
                 return self._shifted(source.bias, inner)
             case Scaled():
-                largest = self._tensor(source.gain).absmax or 0.0
-                return multiplied(inner, largest, f"scaled by {source.gain}")
+                return self._scaled(source.gain, inner)
             case Times():
                 return multiplied(inner, abs(source.factor), f"{source.factor:.4g} * ({inner.why})")
             case _:
                 return moved(source, inner)
+
+    def _scaled(self, name: str, inner: Bound) -> Bound:
+        largest, known = self._tensor(name).absmax or 0.0, self.elements.get(name)
+        proof = multiplied(inner, largest, f"scaled by {name}")
+        channels = None if known is None else scaled(known, inner.channels, inner.peak)
+        if channels is None:
+            return replace(proof, channels=None)
+        norm = min(proof.norm, channels.peak) if channels.ball else proof.norm
+        return Bound(channels.peak, norm, proof.why, channels)
 
     def _linear(self, source: Linear, inner: Bound, weight: TensorStats) -> Bound:
         l1, l2, all_l2 = weight.row_l1_max, weight.row_l2_max, euclidean(weight)
@@ -249,9 +265,7 @@ class Prover:
     def _mixture(self, source: Mixture) -> Bound:
         match source:
             case Sum():
-                parts = [self._need(term) for term in source.terms]
-                peak, norm = sum(part.peak for part in parts), sum(part.norm for part in parts)
-                return Bound(peak, norm, "the sum of what its writers can add")
+                return added([self._need(term) for term in source.terms])
             case Joined():
                 parts = [self._need(part) for part in source.parts]
                 norm = math.hypot(*(part.norm for part in parts))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from gemma_doctor.architectures.channels import Channels, larger, summed, times
 from gemma_doctor.architectures.expressions import AfterNorm, Dot, Pooled, Product, Repeated, Rotated, Slice
 from gemma_doctor.tensors import TensorStats
 
@@ -14,12 +16,12 @@ __all__ = [
     "Proof",
     "Unproven",
     "UnprovenError",
+    "added",
     "euclidean",
     "largest_gain",
     "moved",
     "multiplied",
     "pair",
-    "times",
     "usable",
 ]
 
@@ -32,11 +34,13 @@ class Bound:
         peak: No element is larger in magnitude.
         norm: No position's vector over channels has a larger Euclidean norm.
         why: What proves it, in a few words.
+        channels: How large each channel can become; None where only the largest one is known.
     """
 
     peak: float
     norm: float
     why: str
+    channels: Channels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,17 @@ def pair(source: Product | Dot, left: Bound, right: Bound) -> Bound:
 
 def multiplied(inner: Bound, factor: float, why: str) -> Bound:
     """A vector multiplied by something of at most this magnitude."""
-    return Bound(times(inner.peak, factor), times(inner.norm, factor), why)
+    return Bound(times(inner.peak, factor), times(inner.norm, factor), why, larger(inner.channels, factor))
+
+
+def added(parts: Sequence[Bound]) -> Bound:
+    """A sum: channel by channel where that is known."""
+    norm = sum(part.norm for part in parts)
+    channels = summed([(part.channels, part.peak) for part in parts])
+    if channels is None:
+        return Bound(sum(part.peak for part in parts), norm, "the sum of what its writers can add")
+    why = f"the sum of what its writers can add to channel {channels.reach.index(channels.peak)}"
+    return Bound(channels.peak, norm, why, channels)
 
 
 def largest_gain(stats: TensorStats, source: AfterNorm) -> float:
@@ -112,8 +126,3 @@ def euclidean(stats: TensorStats) -> float:
         return math.inf if stats.squares is None else math.sqrt(stats.squares)
     except OverflowError:
         return math.inf
-
-
-def times(a: float, b: float) -> float:
-    """Their product; 0 where one is 0, even if the other bound has left float64's range."""
-    return a * b if a and b else 0.0

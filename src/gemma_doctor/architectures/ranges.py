@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from gemma_doctor.architectures.base import Model, Value
 from gemma_doctor.architectures.bounds import Bound, Proof, Prover, Unproven
 from gemma_doctor.architectures.expressions import AfterNorm, Either, Input, Linear, Row, Scaled, Shifted, Sum
-from gemma_doctor.architectures.rounding import in_float16
+from gemma_doctor.architectures.rounding import elements_in_float16, in_float16
 from gemma_doctor.tensors import MeasuredTensor, TensorStats
 
-__all__ = ["ASSUMPTIONS", "BoundedValue", "RangeAnalysis", "Writer", "analyse"]
+__all__ = ["ASSUMPTIONS", "BoundedValue", "RangeAnalysis", "Writer", "analyse", "stream_gains"]
 
 ASSUMPTIONS = (
     "the model is what its config declares, run by transformers 5.23 and timm 1.0.31 in float16, without dropout",
@@ -158,7 +158,8 @@ def analyse(
     """
     stats = {name: in_float16(tensor) for name, tensor in tensors.items()}
     absent = (name for name, known in model.expected.items() if known.need == "stem-bias" and name not in stats)
-    prover = Prover({**stats, **dict.fromkeys(absent, _ZERO)}, "float16")
+    elements = {name: known for name, tensor in tensors.items() if (known := elements_in_float16(tensor)) is not None}
+    prover = Prover({**stats, **dict.fromkeys(absent, _ZERO)}, "float16", elements)
     found = []
     for value in model.values:
         peak = None if peaks is None or value.module is None else peaks.get(value.module)
@@ -166,6 +167,27 @@ def analyse(
             prover.assume(value.source, peak)
         found.append(_bounded(value, prover.bound(value.source)))
     return RangeAnalysis(tuple(found), prover)
+
+
+def stream_gains(model: Model) -> frozenset[str]:
+    """The gains and layer scales right behind which terms of a residual stream are written.
+
+    Known element by element, they bound every channel of the stream by itself
+    (:mod:`gemma_doctor.architectures.channels`).
+
+    Args:
+        model: The declared model.
+    """
+    states = (value.source for value in model.values if value.kind == "residual" and value.stream)
+    return frozenset(name for source in states for term in _terms(source) for name in _gains(term))
+
+
+def _gains(term: Input) -> Iterator[str]:
+    if isinstance(term, Scaled):
+        yield term.gain
+        yield from _gains(term.source)
+    elif isinstance(term, AfterNorm) and term.gain is not None:
+        yield term.gain
 
 
 def _terms(source: Input) -> Iterator[Input]:

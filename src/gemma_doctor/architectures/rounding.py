@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 import struct
+from array import array
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -48,7 +49,7 @@ from gemma_doctor.architectures.expressions import (
 )
 from gemma_doctor.tensors import FP16_FIRST_INF, MeasuredTensor, TensorStats
 
-__all__ = ["Arithmetic", "growth", "in_float16"]
+__all__ = ["Arithmetic", "elements_in_float16", "growth", "in_float16"]
 
 Arithmetic: TypeAlias = Literal["exact", "float16"]
 
@@ -111,6 +112,21 @@ def in_float16(tensor: MeasuredTensor) -> TensorStats:
         row_l1_max=None if l1 is None else l1 * (1 + _UNIT) + row * _LEAST,
         row_squares_max=None if squares is None else (squares * (1 + _UNIT) + math.sqrt(row) * _LEAST) ** 2,
     )
+
+
+def elements_in_float16(tensor: MeasuredTensor) -> array[float] | None:
+    """The elements of a vector once a loader has rounded it to float16; None where they are not known.
+
+    Args:
+        tensor: The tensor as it is stored.
+    """
+    known, absmax = tensor.elements, tensor.stats.absmax
+    if known is None or tensor.info.dtype == "F16":
+        return known
+    if tensor.stats.nan or tensor.stats.inf or absmax is None or absmax >= FP16_FIRST_INF:
+        return None
+    form = f"<{len(known)}e"
+    return array("d", struct.unpack(form, struct.pack(form, *known)))
 
 
 def _rounded(value: float) -> float:

@@ -27,7 +27,8 @@ and the next norm makes NaN of them. bfloat16 has the range, but a T4, V100 or R
 ## Example
 
 A Gemma 3 of 34 layers and 2560 channels, whose largest 1 + w behind attention and feed-forward is 60: each of the 68
-norms can add sqrt(2560) * 60 = 3036 to a channel, together 206,000, 1.7 bits beyond 65504.
+norms can add sqrt(2560) * 60 = 3036 to a channel, together 206,000, 1.7 bits beyond 65504: if it is the same channel
+each time. Where the gains' largest channels differ from layer to layer, the bound is the largest sum of one channel.
 
 ## How to mend
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -133,6 +134,7 @@ class Ranges:
 
 def _scaled(tensor: MeasuredTensor, exponent: int, *, plus_one: bool) -> MeasuredTensor:
     """The tensor as the plan would store it."""
+    known = tensor.elements
     if plus_one:
         stats = replace(
             tensor.stats,
@@ -140,12 +142,14 @@ def _scaled(tensor: MeasuredTensor, exponent: int, *, plus_one: bool) -> Measure
             maximum=_moved(tensor.stats.maximum, exponent),
             squares=None,
         )
-        return replace(tensor, info=replace(tensor.info, dtype="F32"), stats=stats)
-    return replace(tensor, stats=_times(tensor.stats, exponent))
+        moved = None if known is None else array("f", (math.ldexp(1 + value, exponent) - 1 for value in known))
+        return replace(tensor, info=replace(tensor.info, dtype="F32"), stats=stats, elements=moved)
+    larger = None if known is None else array("d", (math.ldexp(value, exponent) for value in known))
+    return replace(tensor, stats=_times(tensor.stats, exponent), elements=larger)
 
 
 def _moved(value: float | None, exponent: int) -> float | None:
-    return None if value is None else math.ldexp(1 + value, exponent) - 1
+    return None if value is None else array("f", [math.ldexp(1 + value, exponent) - 1])[0]  # stored in float32
 
 
 def _times(stats: TensorStats, exponent: int) -> TensorStats:
