@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["E2B_CONFIG", "config_of", "e2b", "many_small", "one_gigabyte"]
+__all__ = ["E2B_CONFIG", "config_of", "e2b", "many_small", "matrices", "one_gigabyte"]
 
 _ARCHITECTURES = Path(__file__).parents[1] / "tests" / "data" / "architectures.json.xz"
 _MODELS: dict[str, Any] = json.loads(lzma.decompress(_ARCHITECTURES.read_bytes()))["models"]
@@ -66,6 +66,11 @@ def one_gigabyte(path: Path, dtype: str) -> Path:
     """Sixteen matrices of 2048 columns, 1.1 GB together."""
     rows = (1 << 26) // (2048 * ITEMSIZE[dtype])
     return _file(path, {f"layers.{index}.weight": (rows, 2048) for index in range(16)}, dtype)
+
+
+def matrices(path: Path, number: int, dtype: str) -> Path:
+    """So many matrices of 2048 by 2048."""
+    return _file(path, {f"layers.{index}.weight": (2048, 2048) for index in range(number)}, dtype)
 
 
 def many_small(path: Path, tensors: int) -> Path:

@@ -137,8 +137,8 @@ def test_an_executor_and_a_cluster_are_too_much() -> None:
 
 def test_units_are_several_for_every_place_and_neither_tiny_nor_huge() -> None:
     with ThreadPoolExecutor(1) as pool:
-        sizes = [Crew(pool, width).unit_bytes(total << 30) for width, total in ((1, 1000), (16, 16), (16, 1), (1, 0))]
-    assert sizes == [hiring.LARGEST_UNIT, 128 << 20, units.UNIT_BYTES, units.UNIT_BYTES]
+        sizes = [Crew(pool, width).unit_bytes(total << 30) for width, total in ((1, 1000), (16, 24), (16, 1), (1, 0))]
+    assert sizes == [hiring.LARGEST_UNIT, 192 << 20, hiring.SMALLEST_UNIT, hiring.SMALLEST_UNIT]
 
 
 def test_an_interrupt_cancels_what_is_under_way(checkpoint: Checkpoint) -> None:

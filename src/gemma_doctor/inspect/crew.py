@@ -10,13 +10,16 @@ from typing import Any, Protocol
 
 from gemma_doctor.cores import cores
 from gemma_doctor.errors import ClusterError, UsageError
-from gemma_doctor.inspect.units import UNIT_BYTES, Unit
+from gemma_doctor.inspect.units import Unit
 from gemma_doctor.inspect.witness import Measured, Site, measure_at
 
-__all__ = ["LARGEST_UNIT", "Crew", "Pending", "hire"]
+__all__ = ["LARGEST_UNIT", "SMALLEST_UNIT", "Crew", "Pending", "hire"]
 
 LARGEST_UNIT = 256 << 20
 """Bytes of a unit for a crew whose overhead per unit is that of a network; a dead worker loses no more a thread."""
+
+SMALLEST_UNIT = 128 << 20
+"""The same the other way: a unit that is measured in less time than handing it out takes (5 ms on Dask) gains nothing."""
 
 _SHARES = 8  # units that each place should have, so that the last ones end together
 
@@ -51,7 +54,7 @@ class Crew:
 
     def unit_bytes(self, total_bytes: int) -> int:
         """How large the units of so many bytes should be: several for every place, but none tiny."""
-        return min(LARGEST_UNIT, max(UNIT_BYTES, total_bytes // (_SHARES * max(1, self.width))))
+        return min(LARGEST_UNIT, max(SMALLEST_UNIT, total_bytes // (_SHARES * max(1, self.width))))
 
     def admit(self, site: Site) -> None:
         """Makes sure, as far as that can be known before, that all of it sees the files of ``site``.
