@@ -176,8 +176,8 @@ def on_paper(rate: float, handed_out: float) -> Iterator[str]:
     yield ""
     yield (
         f"With N threads of r bytes/s, units of U bytes, a scheduler of s units/s and storage of B bytes/s a scan "
-        f"runs at\nmin(N r, s U, B). Measured above: r = {rate / 1e9:.2f} GB/s from memory, s = {handed_out:,.0f} (all on one "
-        f"machine, so a low figure).\nAssumed: B = {STORAGE / 1e9:.0f} GB/s."
+        f"runs at\nmin(N r, s U, B). Measured above: r = {rate / 1e9:.2f} GB/s from memory, s = {handed_out:,.0f} "
+        f"(all on one machine, so a low figure).\nAssumed: B = {STORAGE / 1e9:.0f} GB/s."
     )
     yield ""
     yield "| what | N | U, MiB | units | N r, GB/s | s U, GB/s | storage takes | scheduler takes | in all | bound by |"

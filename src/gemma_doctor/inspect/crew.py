@@ -19,7 +19,7 @@ LARGEST_UNIT = 256 << 20
 """Bytes of a unit for a crew whose overhead per unit is that of a network; a dead worker loses no more a thread."""
 
 SMALLEST_UNIT = 128 << 20
-"""The same the other way: a unit that is measured in less time than handing it out takes (5 ms on Dask) gains nothing."""
+"""The same the other way: handing a unit out takes 5 ms on Dask, in which a thread measures some 30 MB."""
 
 _SHARES = 8  # units that each place should have, so that the last ones end together
 
