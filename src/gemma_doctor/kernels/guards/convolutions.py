@@ -25,17 +25,19 @@ class RowScale:
     it. It follows the weights' device by itself.
     """
 
-    def __init__(self, bounds: torch.Tensor, *, together: bool = False) -> None:
+    def __init__(self, bounds: torch.Tensor, weight: torch.Tensor, *, together: bool = False) -> None:
         """For outputs of at most these magnitudes.
 
         Args:
             bounds: Shape (outputs,).
+            weight: Of the convolution; its device and dtype are made ready for.
             together: Whether all outputs get the same factor.
         """
         found = exponents(bounds)
         self.largest = int(found.max())
         """The largest exponent: 0 where nothing is scaled."""
         self._factor = power_of_two(found.max().expand(found.shape) if together else found)
+        self._smaller = self._inverse(weight)
 
     def factor(self, device: torch.device) -> torch.Tensor | None:
         """2**k of each output, shape (outputs,), float32; None if all are 1."""
@@ -45,25 +47,29 @@ class RowScale:
             self._factor = self._factor.to(device)
         return self._factor
 
+    def scaled(self, values: torch.Tensor) -> torch.Tensor:
+        """A weight, shape (outputs, ...), or a bias times 2**-k, in its dtype."""
+        smaller = self._smaller
+        if smaller.dtype != self._dtype(values) or smaller.device != values.device:
+            smaller = self._smaller = self._inverse(values)
+        return (values * smaller.view(-1, *[1] * (values.dim() - 1))).to(values.dtype)
+
+    def _inverse(self, values: torch.Tensor) -> torch.Tensor:
+        return (1.0 / self._factor).to(values.device, self._dtype(values))
+
+    def _dtype(self, values: torch.Tensor) -> torch.dtype:
+        """That of the product: float32 where float16 has no such factor."""
+        return values.dtype if self.largest <= _LEAST_EXPONENT else torch.float32
+
 
 def convolve(conv: Conv, x: torch.Tensor, scale: RowScale) -> torch.Tensor:
     """A convolution in the dtype of its weights, each channel of its result divided by its factor.
 
     Convolutions of float16 are added up in float32 by every library that torch calls, so only the result must fit.
     """
-    factor = scale.factor(x.device)
-    if factor is None:
+    if not scale.largest:
         return _run(conv, x, conv.weight, conv.bias)
-    smaller = 1.0 / factor
-    weight = _times(conv.weight, smaller.view(-1, *[1] * (conv.weight.dim() - 1)), scale)
-    return _run(conv, x, weight, None if conv.bias is None else _times(conv.bias, smaller, scale))
-
-
-def _times(values: torch.Tensor, smaller: torch.Tensor, scale: RowScale) -> torch.Tensor:
-    """The product in the dtype of the values; in float32 first where float16 has no such factor."""
-    if scale.largest <= _LEAST_EXPONENT:
-        return values * smaller.to(values.dtype)
-    return (values.float() * smaller).to(values.dtype)
+    return _run(conv, x, scale.scaled(conv.weight), None if conv.bias is None else scale.scaled(conv.bias))
 
 
 def in_float32(conv: Conv, x: torch.Tensor) -> torch.Tensor:

@@ -128,7 +128,7 @@ def _behind(block: Any, bound: _Bound, largest: _Bound) -> _Bound:  # noqa: ANN4
 
 def _pair(site: Site, conv: nn.Module, norm: Any, largest: _Bound) -> run.Pair:  # noqa: ANN401
     plain: Any = unwrapped(conv)
-    pair = run.Pair(plain, norm, RowScale(row_bounds(plain.weight, largest, plain.bias)))
+    pair = run.Pair(plain, norm, RowScale(row_bounds(plain.weight, largest, plain.bias), plain.weight))
     site.widen(plain, _CONV, pair.scale.largest)
     _plan_norm(site, norm)
     return pair
@@ -140,7 +140,7 @@ def _single(
     """A projection, and the bounds on its results before they are scaled."""
     plain: Any = unwrapped(conv)
     bounds = row_bounds(plain.weight, largest, plain.bias)
-    single = run.Single(plain, RowScale(bounds, together=together))
+    single = run.Single(plain, RowScale(bounds, plain.weight, together=together))
     site.widen(plain, _PROJECTION, single.scale.largest)
     return single, bounds
 

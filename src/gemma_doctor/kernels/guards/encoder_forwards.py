@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -58,12 +61,17 @@ def rms_norm_2d(self: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401  # 
 def _normalised(norm: Any, x: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:  # noqa: ANN401
     """The norm of x times factor, and the activation behind it."""
     gelu = plan_of(norm)
-    form = Form(norm.eps, 1, result_dtype(x, norm.weight), gelu=gelu)
-    y = rms_norm(x, norm.weight, form, factor)
+    weight = norm.weight
+    y = rms_norm(x, weight, _form(norm.eps, result_dtype(x, weight), gelu), factor)
     if gelu or not hasattr(norm, "act"):
         return y
     result: torch.Tensor = norm.act(norm.drop(y))
     return result
+
+
+@cache
+def _form(eps: float, out: torch.dtype, gelu: bool) -> Form:  # noqa: FBT001  # by place, for the cache
+    return Form(eps, 1, out, gelu=gelu)
 
 
 def _together(pair: Pair, conv: nn.Module, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -157,9 +165,20 @@ def _mixed_by_heads(heads: int, projections: Projections, scale: float, dropout:
     query, key, value = (row.flatten(1, 2) for row in rows)
     keys, values = (one.unsqueeze(1).expand(-1, heads, -1, -1) for one in (key, value))
     split = query.unflatten(2, (heads, -1)).transpose(1, 2)
-    with sdpa_kernel(_ATTENTIONS):
+    with sdpa_kernel(_ATTENTIONS) if torch.compiler.is_compiling() else _without_cudnn():
         mixed = functional.scaled_dot_product_attention(split, keys, values, dropout_p=dropout, scale=scale)
     return mixed.transpose(1, 2).flatten(2).transpose(1, 2)
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """What ``sdpa_kernel(_ATTENTIONS)`` does, where that would take the host longer than all the rest."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _projected(plan: Attention, attn: Any, name: str, x: torch.Tensor) -> tuple[torch.Tensor, int]:  # noqa: ANN401

@@ -7,9 +7,11 @@ and one float32 per norm.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from gemma_doctor.kernels.devices import runs_triton
 from gemma_doctor.kernels.guards import norms_torch
@@ -38,10 +40,10 @@ def rms_norm(
     """
     if torch.compiler.is_compiling():  # it fuses plain torch itself, and decides what to keep for the gradient
         return norms_torch.differentiable(Operands(x, weight, scale), form)
-    if not torch.is_grad_enabled():
-        result: torch.Tensor = _way(x, form).forward(Operands(x, weight, scale), form)[0]
+    if torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad)):
+        result: torch.Tensor = _RmsNorm.apply(x, weight, scale, form)
     else:
-        result = _RmsNorm.apply(x, weight, scale, form)
+        result = _way(x, form).normalise(Operands(x, weight, scale), form)
     return result
 
 
@@ -62,6 +64,7 @@ class _RmsNorm(torch.autograd.Function):  # type: ignore[misc]  # torch counts a
         return y
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:  # noqa: ANN401
         *tensors, inverse = ctx.saved_tensors
         operands, form = Operands(*tensors), ctx.form
@@ -72,8 +75,14 @@ class _RmsNorm(torch.autograd.Function):  # type: ignore[misc]  # torch counts a
 
 def _way(x: torch.Tensor, form: Form) -> Any:  # noqa: ANN401  # one of two modules with the same functions
     """The fused kernels where they can run."""
-    if not runs_triton(x.device):
-        return norms_torch
+    fused = _fused(x.device)
+    return norms_torch if fused is None or not fused.fits(x, form) else fused
+
+
+@cache
+def _fused(device: torch.device) -> Any:  # noqa: ANN401
+    if not runs_triton(device):
+        return None
     from gemma_doctor.kernels.guards import norms_fused  # noqa: PLC0415  # needs Triton
 
-    return norms_fused if norms_fused.fits(x, form) else norms_torch
+    return norms_fused

@@ -1,7 +1,8 @@
 """RMS norms by Triton: nothing wider than the input is stored, and memory is read once and written once.
 
-Both passes are operators of torch's dispatcher, ``gemma_doctor::rms_norm`` and ``gemma_doctor::rms_norm_backward``:
-what watches operations below autograd (:mod:`gemma_doctor.verify.tracing`, torch's profiler) sees what they return.
+Both passes are operators of torch's dispatcher, ``gemma_doctor::rms_norm`` and ``gemma_doctor::rms_norm_backward``,
+wherever something watches operations below autograd (:mod:`gemma_doctor.verify.tracing`), so that it sees what they
+return. Where nothing does, the dispatcher is left out.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import library
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from gemma_doctor.kernels.guards import triton_norms
 from gemma_doctor.kernels.guards.norms_torch import Form, Operands
 
-__all__ = ["backward", "fits", "forward"]
+__all__ = ["backward", "fits", "forward", "normalise"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -139,10 +142,20 @@ def _power(number: int) -> int:
 
 def forward(operands: Operands, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
     """The norm, and the factor 1 / sqrt(mean square + eps) of each position, which the gradient needs."""
-    found: tuple[torch.Tensor, torch.Tensor] = torch.ops.gemma_doctor.rms_norm(
-        operands.x, operands.weight, operands.scale, form.eps, form.dim, form.out, form.offset, form.gelu
+    y, inverse = _norm(operands, form, keep=True)
+    return y, inverse
+
+
+def normalise(operands: Operands, form: Form) -> torch.Tensor:
+    """The norm alone."""
+    return _norm(operands, form, keep=False)[0]
+
+
+def _norm(operands: Operands, form: Form, *, keep: bool) -> Any:  # noqa: ANN401  # a pair of tensors
+    run = torch.ops.gemma_doctor.rms_norm if _is_watched(operands.x) else _forward
+    return run(
+        operands.x, operands.weight, operands.scale, form.eps, form.dim, form.out, form.offset, form.gelu, keep
     )
-    return found
 
 
 def backward(
@@ -150,10 +163,16 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The gradients of x and of the weight (see :func:`.norms_torch.backward`)."""
     frozen = frozen or operands.weight is None
-    dx, parts = torch.ops.gemma_doctor.rms_norm_backward(
+    run = torch.ops.gemma_doctor.rms_norm_backward if _is_watched(operands.x) else _backward
+    dx, parts = run(
         grad, operands.x, operands.weight, operands.scale, inverse, form.dim, form.offset, form.gelu, frozen
     )
     return dx, None if operands.weight is None or parts is None else parts.sum(0).to(operands.weight.dtype)
+
+
+def _is_watched(x: torch.Tensor) -> bool:
+    """Whether the kernels must be run as operators. That takes the host longer than all the rest of a norm."""
+    return is_in_torch_dispatch_mode() or type(x) is not torch.Tensor
 
 
 def _forward(  # noqa: PLR0913, PLR0917  # an operator's arguments are tensors and numbers
@@ -165,10 +184,11 @@ def _forward(  # noqa: PLR0913, PLR0917  # an operator's arguments are tensors a
     out: torch.dtype,
     offset: float,
     gelu: bool,  # noqa: FBT001  # torch's schemas have no other way
-) -> tuple[torch.Tensor, torch.Tensor]:
+    keep: bool,  # noqa: FBT001
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     launch = _checked(x, dim)
-    y = torch.empty_like(x, dtype=out)
-    inverse = torch.empty(launch.factors, dtype=torch.float32, device=x.device)
+    y = torch.empty_like(x) if out is x.dtype else torch.empty_like(x, dtype=out)
+    inverse = torch.empty(launch.factors, dtype=torch.float32, device=x.device) if keep else None
     with torch.cuda.device_of(x):  # Triton launches on the current device
         if launch.maps:
             triton_norms.maps_forward[launch.forward.grid](
@@ -223,8 +243,8 @@ def _checked(x: torch.Tensor, dim: int) -> _Launch:
 
 _OPERATORS = library.Library("gemma_doctor", "DEF")
 _OPERATORS.define(
-    "rms_norm(Tensor x, Tensor? weight, Tensor? scale, float eps, int dim, ScalarType out, float offset, bool gelu)"
-    " -> (Tensor, Tensor)"
+    "rms_norm(Tensor x, Tensor? weight, Tensor? scale, float eps, int dim, ScalarType out, float offset, bool gelu,"
+    " bool keep) -> (Tensor, Tensor?)"
 )
 _OPERATORS.define(
     "rms_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? scale, Tensor inverse, int dim, float offset,"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-__all__ = ["Form", "Operands", "backward", "differentiable", "forward"]
+__all__ = ["Form", "Operands", "backward", "differentiable", "forward", "normalise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,45 +43,49 @@ class Operands:
     weight: torch.Tensor | None
     scale: torch.Tensor | None
 
-    def wide(self, vector: torch.Tensor, form: Form) -> torch.Tensor:
-        """A vector over the channels, in the dtype of the computation, to be broadcast over x."""
+    def along(self, vector: torch.Tensor, form: Form) -> torch.Tensor:
+        """A vector over the channels, to be broadcast over x."""
         behind = 0 if form.dim == -1 else self.x.dim() - form.dim - 1
-        return vector.to(_wide(self.x)).view(-1, *[1] * behind)
+        return vector.view(-1, *[1] * behind)
 
 
 def forward(operands: Operands, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
     """The norm, and the factor 1 / sqrt(mean square + eps) of each position, which the gradient needs.
 
-    Of 16-bit input as few bytes are read and written as torch's operations allow: they square, multiply and add in
-    float32 without a copy of the input in it. Not to be differentiated (:func:`differentiable` is).
+    Written for 16-bit input on a GPU that runs one operation after the other: each of them multiplies in float32
+    without a copy of its input in it, and writes into a buffer of its own where there is one. Not to be differentiated
+    (:func:`differentiable` is).
     """
-    values = operands.x if operands.scale is None else operands.x * operands.wide(operands.scale, form)
-    inverse = torch.rsqrt(_mean_square(values, form.dim, narrow=operands.x.dtype.itemsize == 2) + form.eps)  # noqa: PLR2004  # bytes
-    gain = None if operands.weight is None else _gain(operands, operands.weight, form)
+    x, factors = operands.x, _factors(operands, form)
+    values = x if operands.scale is None else x * operands.along(operands.scale, form)
+    inverse = _inverse(values, form)
+    if factors is None and not form.gelu:
+        return torch.mul(x, inverse, out=torch.empty_like(x, dtype=form.out)), inverse
+    y = x * inverse if values is x else torch.mul(x, inverse, out=values)
     if form.gelu:
-        y = values * inverse
-        y = functional.gelu(y if gain is None else y.mul_(gain), approximate="tanh").to(form.out)
-    elif gain is None:
-        y = torch.mul(values, inverse, out=torch.empty_like(values, dtype=form.out))
-    else:
-        y = torch.mul(values * inverse, gain, out=torch.empty_like(values, dtype=form.out))
-    return y, inverse
+        y = y if factors is None else y.mul_(factors)
+        return torch.ops.aten.gelu_(y, approximate="tanh").to(form.out), inverse
+    return torch.mul(y, factors, out=torch.empty_like(y, dtype=form.out)), inverse
 
 
-def _mean_square(values: torch.Tensor, dim: int, *, narrow: bool) -> torch.Tensor:
-    """Over the channels, in float32, or in float64 for float64; of what has 16 bits, in one pass."""
-    if not narrow:
-        return values.square().mean(dim, keepdim=True)
-    norm = torch.linalg.vector_norm(values, dim=dim, keepdim=True, dtype=torch.float32)
-    return norm.square_().div_(values.shape[dim])
+def normalise(operands: Operands, form: Form) -> torch.Tensor:
+    """The norm alone."""
+    return forward(operands, form)[0]
+
+
+def _inverse(values: torch.Tensor, form: Form) -> torch.Tensor:
+    """1 / sqrt(mean square + eps) over the channels, in float32, or in float64 for float64."""
+    norm = torch.linalg.vector_norm(values, dim=form.dim, keepdim=True, dtype=_wide(values))
+    return torch.rsub(norm.square_(), form.eps, alpha=-1.0 / values.shape[form.dim]).rsqrt_()
 
 
 def differentiable(operands: Operands, form: Form) -> torch.Tensor:
     """The norm in operations that a compiler may fuse and differentiate."""
-    values = _values(operands, form)
+    values = operands.x.to(_wide(operands.x))
+    values = values if operands.scale is None else values * operands.along(operands.scale, form)
     y = values * torch.rsqrt(values.square().mean(form.dim, keepdim=True) + form.eps)
-    if operands.weight is not None:
-        y = y * _gain(operands, operands.weight, form)
+    gain = _gain(operands, form)
+    y = y if gain is None else y * gain
     if form.gelu:
         y = functional.gelu(y, approximate="tanh")
     return y.to(form.out)
@@ -92,7 +96,8 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The gradients of x and of the weight.
 
-    With n = v * inverse and g the gradient of n, that of v is (g - n * mean(g * n)) * inverse.
+    With n = x * scale * inverse and h the gradient of n, that of x is (h - n * mean(h * n)) * inverse * scale. In the
+    order of :func:`forward`'s operations, and as sparing.
 
     Args:
         grad: Of the result.
@@ -101,32 +106,50 @@ def backward(
         form: Which norm.
         frozen: Whether nobody wants the weight's.
     """
-    normal = _values(operands, form) * inverse
-    grad = grad.to(normal.dtype)
-    gain = None if operands.weight is None else _gain(operands, operands.weight, form)
-    if form.gelu:
-        grad = torch.ops.aten.gelu_backward(grad, normal if gain is None else normal * gain, approximate="tanh")
-    dw = None
-    if operands.weight is not None and not frozen:
-        others = [axis for axis in range(grad.dim()) if axis != form.dim % grad.dim()]
-        dw = (grad * normal).sum(others).to(operands.weight.dtype)
-    if gain is not None:
-        grad = grad * gain
-    dx = (grad - normal * (grad * normal).mean(form.dim, keepdim=True)) * inverse
-    if operands.scale is not None:
-        dx = dx * operands.wide(operands.scale, form)
-    return dx.to(operands.x.dtype), dw
+    x, factors = operands.x, _factors(operands, form)
+    slope = _before_gelu(grad, operands, inverse, factors).mul_(inverse) if form.gelu else grad * inverse
+    products = slope * x
+    dw = None if frozen or operands.weight is None else _of_weight(products, operands, form)
+    if factors is not None:
+        slope.mul_(factors)
+        products.mul_(factors)
+    mean = products.mean(form.dim, keepdim=True).mul_(inverse).mul_(inverse)
+    squared = x if operands.scale is None else x * operands.along(operands.scale.square(), form)
+    return torch.addcmul(slope, squared, mean, value=-1.0, out=torch.empty_like(x)), dw
+
+
+def _before_gelu(
+    grad: torch.Tensor, operands: Operands, inverse: torch.Tensor, factors: torch.Tensor | None
+) -> torch.Tensor:
+    """The gradient of what GELU took."""
+    z = operands.x * inverse
+    if factors is not None:
+        z.mul_(factors)
+    return torch.ops.aten.gelu_backward(grad, z, approximate="tanh", grad_input=z)
+
+
+def _of_weight(products: torch.Tensor, operands: Operands, form: Form) -> torch.Tensor:
+    """The weight's gradient, from the products of x and the gradient of x * inverse * weight."""
+    sums = products.sum([axis for axis in range(products.dim()) if axis != form.dim % products.dim()])
+    return (sums if operands.scale is None else sums.mul_(operands.scale)).to(operands.weight.dtype)
 
 
 def _wide(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _values(operands: Operands, form: Form) -> torch.Tensor:
-    values = operands.x.to(_wide(operands.x))
-    return values if operands.scale is None else values * operands.wide(operands.scale, form)
+def _gain(operands: Operands, form: Form) -> torch.Tensor | None:
+    """What each channel is multiplied by. Torch multiplies float16 and float32 as float32, so it need not be cast."""
+    if operands.weight is None:
+        return None
+    gain = operands.along(operands.weight, form)
+    return gain.to(_wide(operands.x)) + form.offset if form.offset else gain
 
 
-def _gain(operands: Operands, weight: torch.Tensor, form: Form) -> torch.Tensor:
-    gain = operands.wide(weight, form)
-    return gain + form.offset if form.offset else gain
+def _factors(operands: Operands, form: Form) -> torch.Tensor | None:
+    """Gain times scale of each channel, to be broadcast over x; None for neither."""
+    gain = _gain(operands, form)
+    if operands.scale is None:
+        return gain
+    scale = operands.along(operands.scale, form)
+    return scale if gain is None else gain * scale

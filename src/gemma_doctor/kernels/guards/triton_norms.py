@@ -35,7 +35,7 @@ def rows_forward(
         y: The result, laid out alike.
         weight: Shape (channels,), or None.
         scale: Shape (channels,), float32, or None.
-        inverse: Where 1 / sqrt(mean square + eps) goes, shape (rows,), float32.
+        inverse: Where 1 / sqrt(mean square + eps) goes, shape (rows,), float32; None for nowhere.
         rows: How many there are.
         eps: Added to the mean square.
         offset: Added to the weight.
@@ -54,7 +54,8 @@ def rows_forward(
         values2 = _read(x + place2, inside2) * _factors(scale, c2, channels)[None, :]
         total += tl.sum(values2 * values2, axis=1)
     factor = tl.rsqrt(total / channels + eps)
-    tl.store(inverse + row, factor, mask=row < rows)
+    if inverse is not None:
+        tl.store(inverse + row, factor, mask=row < rows)
     _write(y + place, values * factor[:, None] * _gain(weight, c, channels, offset)[None, :], inside, gelu)
     if rest:
         _write(y + place2, values2 * factor[:, None] * _gain(weight, c2, channels, offset)[None, :], inside2, gelu)
@@ -127,7 +128,7 @@ def maps_forward(
         y: The result, laid out alike.
         weight: As in :func:`rows_forward`.
         scale: See there.
-        inverse: Where 1 / sqrt(mean square + eps) goes, shape (batch, positions), float32.
+        inverse: Where 1 / sqrt(mean square + eps) goes, shape (batch, positions), float32; None for nowhere.
         channels: How many there are.
         positions: How many there are in a batch item.
         eps: See there.
@@ -143,7 +144,8 @@ def maps_forward(
         values = _read(x + item + place, inside) * _factors(scale, c, channels)[:, None]
         squares += values * values
     factor = tl.rsqrt(tl.sum(squares, axis=0) / channels + eps)
-    tl.store(inverse + tl.program_id(1).to(tl.int64) * positions + p, factor, mask=p < positions)
+    if inverse is not None:
+        tl.store(inverse + tl.program_id(1).to(tl.int64) * positions + p, factor, mask=p < positions)
     for first in range(0, channels, block_c):
         c, place, inside = _map_tile(first, p, channels, positions, block_c)
         values = _read(x + item + place, inside) * _factors(scale, c, channels)[:, None]
