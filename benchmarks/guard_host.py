@@ -83,7 +83,7 @@ def _nothing_computed() -> ExitStack:
         return result.requires_grad_(torch.is_grad_enabled())
 
     stack.enter_context(mock.patch.object(functional, "conv2d", conv2d))
-    stack.enter_context(mock.patch.object(norms, "runs_triton", lambda _: True))
+    stack.enter_context(mock.patch.object(norms, "runs_triton", return_value=True))
     for name in triton_norms.__all__:
         stack.enter_context(mock.patch.object(triton_norms, name, _Kernel()))
     return stack

@@ -194,6 +194,17 @@ def test_fused_attention_is_the_one_of_float64(heads: int, side: int) -> None:
     assert error(found, wanted) < 2.0**-9
 
 
+def test_cudnns_attention_is_as_it_was_after_an_error() -> None:
+    for enabled in (True, False):
+        torch.backends.cuda.enable_cudnn_sdp(enabled)
+        with run._without_cudnn():  # noqa: SLF001
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+        with pytest.raises(ZeroDivisionError), run._without_cudnn():  # noqa: SLF001
+            _ = 1 / 0
+        assert torch.backends.cuda.cudnn_sdp_enabled() is enabled
+    torch.backends.cuda.enable_cudnn_sdp(enabled=True)
+
+
 def test_checkpointed(blocks: nn.Sequential) -> None:
     wanted = learned(blocks, blocks)
     found = learned(blocks, lambda x: checkpoint(blocks, x, use_reentrant=False))

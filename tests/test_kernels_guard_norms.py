@@ -118,6 +118,23 @@ def test_gradients_in_float16_are_those_of_float64(peak: float) -> None:
         assert float((mine.double() - theirs).norm()) < 1.05 * float(rounding.norm())
 
 
+def test_where_nothing_asks_for_gradients_none_are_prepared() -> None:
+    x, weight = maps(1.0), torch.ones(24, dtype=torch.float16)
+    form = Form(1e-6, 1, torch.float16)
+    plain = rms_norm(x, weight, form)
+    assert plain.grad_fn is None
+    assert torch.equal(rms_norm(x, weight.requires_grad_(), form), plain)
+    assert rms_norm(x, weight, form).requires_grad
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x = maps(1.0).requires_grad_()
+    y = rms_norm(x, None, Form(1e-6, 1, torch.float16))
+    (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(first.sum(), x)
+
+
 # The fused kernels
 
 
@@ -155,6 +172,7 @@ def test_the_fused_kernels_equal_the_plain_ones(
     tolerance = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-18}[dtype]
     (mine, inverse), (theirs, same) = norms_fused.forward(operands, form), norms_torch.forward(operands, form)
     assert mine.stride() == theirs.stride()
+    assert torch.equal(norms_fused.normalise(operands, form), mine)
     torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=1e-6)
     grad = torch.randn_like(mine)
     found = norms_fused.backward(grad, operands, inverse, form, frozen=weight is None)
@@ -195,6 +213,16 @@ def test_what_the_fused_kernels_write_is_seen_below_autograd(monkeypatch: pytest
         torch.autograd.grad(y, (x, weight), torch.full_like(y, 65504.0))
     assert "gemma_doctor.rms_norm.default" in infinities.seen
     assert "gemma_doctor.rms_norm_backward.default" in infinities.seen
+
+
+@interpreted
+def test_unwatched_the_fused_kernels_are_run_without_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the host longer than all the rest; the results are the same."""
+    form, operands = Form(1e-6, 1, torch.float16), Operands(maps(1.0), None, None)
+    with Infinities():
+        watched = norms_fused.normalise(operands, form)
+    monkeypatch.setattr(torch.ops.gemma_doctor, "rms_norm", lambda *_: pytest.fail("dispatched"))
+    assert torch.equal(norms_fused.normalise(operands, form), watched)
 
 
 @interpreted

@@ -111,7 +111,8 @@ def launch(tensors: Sequence[torch.Tensor]) -> Launched:
         TypeError: A tensor holds something else than float16, bfloat16, float32, float64 or an 8-bit float.
         ValueError: The tensors lie on several devices.
     """
-    for dtype in {tensor.dtype for tensor in tensors}:
+    dtypes = {tensor.dtype for tensor in tensors}
+    for dtype in dtypes:
         if dtype not in _NAMES:
             raise TypeError(f"a tensor of {dtype} cannot be measured: pass {', '.join(map(str, _NAMES))}")
     devices = {tensor.device for tensor in tensors}
@@ -121,7 +122,7 @@ def launch(tensors: Sequence[torch.Tensor]) -> Launched:
         raise ValueError(f"tensors of one launch lie on one device, not on {', '.join(sorted(map(str, devices)))}")
     with torch.no_grad():
         flat = [x if x.is_contiguous() and not x.is_neg() else _flat(x) for x in tensors]
-        return _on_cpu(flat) if devices.pop().type == "cpu" else _on_gpu(flat)
+        return _on_cpu(flat) if devices.pop().type == "cpu" else _on_gpu(flat, dtypes)
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -150,19 +151,22 @@ def _on_cpu(tensors: list[torch.Tensor]) -> Launched:
     return Launched((_Part(range(len(done)), lambda: done, lambda: wrong),))
 
 
-def _on_gpu(tensors: list[torch.Tensor]) -> Launched:
+def _on_gpu(tensors: list[torch.Tensor], dtypes: set[torch.dtype]) -> Launched:
+    """Of many small tensors nearly all the time is Python's: each is asked for nothing that can be done without."""
+    every = range(len(tensors))
     if not runs_triton(tensors[0].device):
-        return Launched((_enqueued(outputs_torch, tensors, range(len(tensors))),))
+        return Launched((_enqueued(outputs_torch, tensors, every),))
     from gemma_doctor.kernels import outputs_fused  # noqa: PLC0415  # needs Triton
 
-    fused = [index for index, tensor in enumerate(tensors) if tensor.dtype in outputs_fused.DTYPES]
-    others = [index for index, tensor in enumerate(tensors) if tensor.dtype not in outputs_fused.DTYPES]
+    if dtypes.issubset(outputs_fused.DTYPES):
+        return Launched((_enqueued(outputs_fused, tensors, every),))
+    fused = [index for index in every if tensors[index].dtype in outputs_fused.DTYPES]
+    others = [index for index in every if tensors[index].dtype not in outputs_fused.DTYPES]
     ways = ((outputs_fused, fused), (outputs_torch, others))
-    return Launched(tuple(_enqueued(way, tensors, indices) for way, indices in ways if indices))
+    return Launched(tuple(_enqueued(way, [tensors[i] for i in chosen], chosen) for way, chosen in ways if chosen))
 
 
 def _enqueued(way: _Way, tensors: list[torch.Tensor], indices: Sequence[int]) -> _Part:
-    """Some of the tensors, measured that way. What is kept is the table and the counts, not the tensors."""
-    chosen = [tensors[index] for index in indices]
-    table, counts = way.enqueue(chosen), [tensor.numel() for tensor in chosen]
+    """The tensors of these indices, measured that way. What is kept is the table and the counts, not the tensors."""
+    table, counts = way.enqueue(tensors), [tensor.numel() for tensor in tensors]
     return _Part(indices, lambda: way.read(table, counts), lambda: way.nonfinite(table))

@@ -153,9 +153,7 @@ def normalise(operands: Operands, form: Form) -> torch.Tensor:
 
 def _norm(operands: Operands, form: Form, *, keep: bool) -> Any:  # noqa: ANN401  # a pair of tensors
     run = torch.ops.gemma_doctor.rms_norm if _is_watched(operands.x) else _forward
-    return run(
-        operands.x, operands.weight, operands.scale, form.eps, form.dim, form.out, form.offset, form.gelu, keep
-    )
+    return run(operands.x, operands.weight, operands.scale, form.eps, form.dim, form.out, form.offset, form.gelu, keep)
 
 
 def backward(

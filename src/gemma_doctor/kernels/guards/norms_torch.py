@@ -109,7 +109,9 @@ def backward(
     x, factors = operands.x, _factors(operands, form)
     slope = _before_gelu(grad, operands, inverse, factors).mul_(inverse) if form.gelu else grad * inverse
     products = slope * x
-    dw = None if frozen or operands.weight is None else _of_weight(products, operands, form)
+    dw = None
+    if operands.weight is not None and not frozen:
+        dw = _of_weight(products, operands, form).to(operands.weight.dtype)
     if factors is not None:
         slope.mul_(factors)
         products.mul_(factors)
@@ -131,7 +133,7 @@ def _before_gelu(
 def _of_weight(products: torch.Tensor, operands: Operands, form: Form) -> torch.Tensor:
     """The weight's gradient, from the products of x and the gradient of x * inverse * weight."""
     sums = products.sum([axis for axis in range(products.dim()) if axis != form.dim % products.dim()])
-    return (sums if operands.scale is None else sums.mul_(operands.scale)).to(operands.weight.dtype)
+    return sums if operands.scale is None else sums.mul_(operands.scale)
 
 
 def _wide(x: torch.Tensor) -> torch.dtype:
