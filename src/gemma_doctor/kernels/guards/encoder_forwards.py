@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -62,16 +61,11 @@ def _normalised(norm: Any, x: torch.Tensor, factor: torch.Tensor | None) -> torc
     """The norm of x times factor, and the activation behind it."""
     gelu = plan_of(norm)
     weight = norm.weight
-    y = rms_norm(x, weight, _form(norm.eps, result_dtype(x, weight), gelu), factor)
+    y = rms_norm(x, weight, Form(norm.eps, 1, result_dtype(x, weight), gelu=gelu), factor)
     if gelu or not hasattr(norm, "act"):
         return y
     result: torch.Tensor = norm.act(norm.drop(y))
     return result
-
-
-@cache
-def _form(eps: float, out: torch.dtype, gelu: bool) -> Form:  # noqa: FBT001  # by place, for the cache
-    return Form(eps, 1, out, gelu=gelu)
 
 
 def _together(pair: Pair, conv: nn.Module, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
