@@ -17,6 +17,7 @@ from gemma_doctor.verify.loading import Subject
 from gemma_doctor.verify.measures import Measures
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.step import Step, forward
+from gemma_doctor.verify.streaming import stream
 from gemma_doctor.verify.tracing import Trace
 
 __all__ = ["Bench"]
@@ -44,8 +45,10 @@ class Bench:
             subject: The checkpoint.
             dtype: What its parameters are cast to.
         """
-        spread = machine.room(self.numel * dtype.itemsize, self.device, self.measures.memory_limit)
+        limit, backward = self.measures.memory_limit, self.measures.backward
+        spread = machine.room(self.numel * dtype.itemsize, self.device, limit, backward=backward)
         with subject.loaded(dtype, self.device, spread) as model:
+            stream(model)
             if self.measures.checkpointing:
                 _recompute(model)
             yield model
@@ -79,8 +82,8 @@ def _recompute(model: Any) -> None:  # noqa: ANN401  # a class of transformers
     """Have layers computed again in the backward pass.
 
     Never reentrant: with transformers 5.23 that gives wrong gradients where layers share KV (cosine 0.56 to 0.91).
-    Layers are computed again only while training; dropout and batch statistics, which would change what they give, stay
-    off.
+    Layers are computed again only while training, so these modules, and no other, think that they are: in training,
+    Gemma 3n's AltUp would clamp its weights in place, and dropout and batch statistics would change what comes out.
     """
     how = {"use_reentrant": False}
     try:
@@ -90,10 +93,9 @@ def _recompute(model: Any) -> None:  # noqa: ANN401  # a class of transformers
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
     except ValueError as error:
         raise UsageError(f"--gradient-checkpointing: {error}") from error
-    model.train()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) or "Drop" in type(module).__name__:  # noqa: SLF001
-            module.eval()
-        for name, value in vars(module).items():
-            if isinstance(value, float) and "drop" in name:
-                setattr(module, name, 0.0)
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+            for name, value in vars(module).items():
+                if isinstance(value, float) and "drop" in name:
+                    setattr(module, name, 0.0)

@@ -27,7 +27,12 @@ __all__ = [
 ]
 
 _GIB = 1 << 30
-_ROOM = 0.9  # of the memory may hold weights where they are spread; the rest is for activations
+_ROOM = 0.9
+"""Of the memory that may hold weights; the rest is for activations."""
+
+_ROOM_BACKWARD = 0.6
+"""The same where activations are kept for a backward pass, and gradients come."""
+
 
 
 def find(wanted: Device) -> torch.device:
@@ -70,19 +75,20 @@ def not_imitated(device: torch.device) -> tuple[str, ...]:
     return tuple(facts)
 
 
-def room(nbytes: int, device: torch.device, limit: float | None) -> dict[Any, Any] | None:
+def room(nbytes: int, device: torch.device, limit: float | None, *, backward: bool) -> dict[Any, Any] | None:
     """Bytes for accelerate to fill, where a model does not fit into the device's memory; None where it does.
 
     Args:
         nbytes: What its parameters take.
         device: Where it is to run.
         limit: GiB that may be used.
+        backward: Whether it runs backward too.
     """
     if device.type != "cuda":
         return None
     give_back(device)
     free = torch.cuda.mem_get_info(device)[0]
-    usable = _ROOM * (free if limit is None else min(free, limit * _GIB))
+    usable = (_ROOM_BACKWARD if backward else _ROOM) * (free if limit is None else min(free, limit * _GIB))
     return {0: int(usable), "cpu": 1 << 50} if nbytes > usable else None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["tensors_of"]
+__all__ = ["tensors_of", "weights_of"]
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -23,13 +23,17 @@ def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, kept
 
 
+def weights_of(hook: Any) -> Any:  # noqa: ANN401  # a class of accelerate
+    """What accelerate's hook on a module fills its tensors from, by their names there; None where it fills nothing."""
+    hooks = getattr(hook, "hooks", (hook,))
+    return next((kept for one in hooks if (kept := getattr(one, "weights_map", None)) is not None), None)
+
+
 def _kept(model: nn.Module, name: str) -> Tensor | None:
     """What accelerate's hook on the owner would fill in; None where it has nothing of that name."""
     owner, _, short = name.rpartition(".")
-    hook: Any = getattr(model.get_submodule(owner), "_hf_hook", None)
-    for one in getattr(hook, "hooks", (hook,)):
-        weights = getattr(one, "weights_map", None)
-        if weights is not None:
-            found: Tensor = weights[short]
-            return found
-    return None
+    weights = weights_of(getattr(model.get_submodule(owner), "_hf_hook", None))
+    if weights is None:
+        return None
+    found: Tensor = weights[short]
+    return found

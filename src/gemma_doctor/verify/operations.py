@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Operation", "operation", "tensors_in"]
+__all__ = ["Operation", "address", "operation", "tensors_in"]
 
 _UNINITIALISED = frozenset(
     f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_")
@@ -95,3 +95,9 @@ def tensors_in(value: object) -> Iterator[Tensor]:
         for item in value:
             if isinstance(item, torch.Tensor):
                 yield item
+
+
+def address(tensor: Tensor) -> int:
+    """Where a tensor's memory begins, which its views share; 0 where it has none."""
+    begin: int = tensor.untyped_storage().data_ptr()
+    return begin

@@ -18,6 +18,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from gemma_doctor.verifications import Phase
+from gemma_doctor.verify.operations import address
+from gemma_doctor.verify.streaming import Streamed, streamed
 
 __all__ = ["Places", "Spot"]
 
@@ -36,11 +38,13 @@ class Places:
         names: Each module's name in the model; empty for the model itself.
         parameters: Each parameter's and buffer's name, by its identity.
         storages: The same, by the address of its memory: views of a parameter have that address too.
+        offloaded: The weights that have memory only while they are used; None where all have.
     """
 
     names: dict[nn.Module, str]
     parameters: dict[int, str]
     storages: dict[int, str]
+    offloaded: Streamed | None = None
     _stack: list[str] = field(default_factory=list)
     _numbers: list[int] = field(default_factory=list)
     _running: list[str] = field(default_factory=list)
@@ -53,7 +57,8 @@ class Places:
         return cls(
             names={module: name for name, module in model.named_modules()},
             parameters={id(tensor): name for name, tensor in tensors},
-            storages={tensor.untyped_storage().data_ptr(): name for name, tensor in tensors if not tensor.is_meta},
+            storages={address(tensor): name for name, tensor in tensors if not tensor.is_meta},
+            offloaded=streamed(model),
         )
 
     @contextmanager

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
-from gemma_doctor.errors import UsageError
-from gemma_doctor.kernels.outputs import launch
 from gemma_doctor.tensors import TensorStats
+from gemma_doctor.verify.figures import Figures
 from gemma_doctor.verify.offloaded import tensors_of
+from gemma_doctor.verify.streaming import streamed
 
 __all__ = ["Step", "forward", "gradients", "parameter_stats"]
 
@@ -46,8 +45,10 @@ def forward(model: nn.Module, arguments: Mapping[str, Tensor], device: torch.dev
         output, which has gradients for every parameter that the output depends on.
     """
     extra = {"use_cache": False} if "labels" in arguments else {}
+    offloaded = streamed(model) if torch.is_grad_enabled() else None
     with torch.autocast(device.type, torch.float16) if amp else nullcontext():
-        output: Any = model(**arguments, **extra)
+        with offloaded.running() if offloaded else nullcontext():
+            output: Any = model(**arguments, **extra)
     first = output.logits if getattr(output, "logits", None) is not None else output[0]
     loss = getattr(output, "loss", None)
     return Step(first.detach(), (first.float().square().mean() if loss is None else loss).float())
@@ -56,30 +57,36 @@ def forward(model: nn.Module, arguments: Mapping[str, Tensor], device: torch.dev
 def gradients(model: nn.Module, loss: Tensor, scale: float) -> dict[str, TensorStats]:
     """The figures of every parameter's gradient at one loss scale; the graph is kept for the next one.
 
+    Each gradient is let go once it is measured, so all of them are never in memory together.
+
     Args:
-        model: The model; its gradients are cleared again.
+        model: The model.
         loss: The loss, with its graph.
         scale: What it is multiplied by.
-
-    Raises:
-        UsageError: If parts of the model are offloaded: their gradients would be missing in silence.
     """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise UsageError("the model does not fit the device, so that gradients cannot be measured: use --no-backward")
-    (loss * scale).backward(retain_graph=True)
-    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    with _disable_current_modes():  # a trace must not see how gradients are measured
-        stats = launch(list(found.values())).stats() if found else []
-    model.zero_grad(set_to_none=True)
-    return dict(zip(found, stats, strict=True))
+    figures, offloaded = Figures(), streamed(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def gather(parameter: Tensor) -> None:
+        figures.add(names[id(parameter)], parameter.grad)
+        parameter.grad = None
+
+    here = [parameter for parameter in model.parameters() if parameter.requires_grad and not parameter.is_meta]
+    handles = [parameter.register_post_accumulate_grad_hook(gather) for parameter in here]
+    try:
+        with offloaded.giving(figures.add) if offloaded else nullcontext():
+            (loss * scale).backward(retain_graph=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    stats = figures.stats()
+    return {name: stats[name] for name in names.values() if name in stats}
 
 
 def parameter_stats(model: nn.Module) -> dict[str, TensorStats]:
     """The figures of every floating-point parameter and persistent buffer, as it was cast; offloaded ones too."""
-    kept = set(model.state_dict(keep_vars=True))
-    launched = {
-        name: launch([tensor])
-        for name, tensor in tensors_of(model)
-        if name in kept and tensor.is_floating_point() and tensor.numel()
-    }
-    return {name: one.stats()[0] for name, one in launched.items()}
+    kept, figures = set(model.state_dict(keep_vars=True)), Figures()
+    for name, tensor in tensors_of(model):
+        if name in kept and tensor.is_floating_point() and tensor.numel():
+            figures.add(name, tensor)
+    return figures.stats()

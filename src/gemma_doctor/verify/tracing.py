@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gemma_doctor.kernels.outputs import Launched, launch
 from gemma_doctor.verify.events import Events, Origin, Raw, Sources
-from gemma_doctor.verify.operations import Operation, operation, tensors_in
+from gemma_doctor.verify.operations import Operation, address, operation, tensors_in
 from gemma_doctor.verify.places import Places, Spot
 
 __all__ = ["Trace"]
@@ -43,6 +43,8 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
         self._raw: list[tuple[Spot, str, Sources, bool]] = []
         self._kinds: list[tuple[torch.dtype, torch.Size]] = []
         self._origins: dict[int, Origin] = dict(places.storages)
+        if places.offloaded is not None:
+            places.offloaded.names = self._origins
         self._pending: list[Tensor] = []
         self._bytes = 0
         self._launched: list[Launched] = []
@@ -92,7 +94,7 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
     def _unusual(self, known: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run an operation that writes to its arguments, may lack tensors, takes lists of them or returns several."""
         given = (*args, *kwargs.values())
-        sources = tuple(self._origins.get(_storage(tensor)) for value in given for tensor in tensors_in(value))
+        sources = tuple(self._origins.get(address(tensor)) for value in given for tensor in tensors_in(value))
         targets = list(known.targets(args, kwargs))
         for target in targets:
             self._spare(target)
@@ -104,10 +106,10 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
 
     def _spare(self, tensor: Tensor) -> None:
         """Have a pending output in this tensor's memory measured as it is now: a copy of it, which costs no launch."""
-        step, measured = self._origins.get(_storage(tensor)), len(self._kinds)
+        step, measured = self._origins.get(address(tensor)), len(self._kinds)
         if isinstance(step, int) and step >= measured:
             self._pending[step - measured] = self._pending[step - measured].clone()
-            del self._origins[_storage(tensor)]
+            del self._origins[address(tensor)]
 
     def _note(self, output: Tensor, known: Operation, sources: Sources, unbounded: bool) -> None:  # noqa: FBT001
         storage, size = output.untyped_storage().data_ptr(), output.nbytes
@@ -128,11 +130,6 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
             self._kinds += [(tensor.dtype, tensor.shape) for tensor in batch]
             self._launched.append(launch(batch))
         self._pending, self._bytes = [], 0
-
-
-def _storage(tensor: Tensor) -> int:
-    address: int = tensor.untyped_storage().data_ptr()
-    return address
 
 
 def _unbounded(values: Iterable[object]) -> bool:
