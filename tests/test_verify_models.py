@@ -56,16 +56,24 @@ def _normalised(x: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "limit", "spread"), [(1 << 30, None, None), (16 << 30, None, 9), (6 << 30, 8.0, None), (8 << 30, 8.0, 7)]
+    ("nbytes", "limit", "backward", "spread"),
+    [
+        (1 << 30, None, False, None),
+        (16 << 30, None, False, 9),
+        (6 << 30, 8.0, False, None),
+        (8 << 30, 8.0, False, 7),
+        (8 << 30, None, True, 6),
+        (5 << 30, None, True, None),
+    ],
 )
 def test_a_model_is_spread_where_its_device_cannot_hold_it(
-    monkeypatch: pytest.MonkeyPatch, nbytes: int, limit: float | None, spread: int | None
+    monkeypatch: pytest.MonkeyPatch, nbytes: int, limit: float | None, backward: bool, spread: int | None
 ) -> None:
-    """On a GPU with 10 GiB, of which a tenth is for activations."""
+    """On a GPU with 10 GiB, of which a tenth is for activations, or four with a backward pass."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 << 30, 10 << 30))
-    room = machine.room(nbytes, torch.device("cuda", 0), limit)
+    room = machine.room(nbytes, torch.device("cuda", 0), limit, backward=backward)
     assert (None if room is None else room[0] >> 30) == spread
-    assert machine.room(nbytes, torch.device("cpu"), limit) is None
+    assert machine.room(nbytes, torch.device("cpu"), limit, backward=backward) is None
 
 
 def test_pickled_weights_are_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

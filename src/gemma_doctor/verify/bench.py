@@ -48,7 +48,7 @@ class Bench:
         limit, backward = self.measures.memory_limit, self.measures.backward
         spread = machine.room(self.numel * dtype.itemsize, self.device, limit, backward=backward)
         with subject.loaded(dtype, self.device, spread) as model:
-            stream(model)
+            stream(model, self.device)
             if self.measures.checkpointing:
                 _recompute(model)
             yield model

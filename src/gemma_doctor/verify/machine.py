@@ -34,7 +34,6 @@ _ROOM_BACKWARD = 0.6
 """The same where activations are kept for a backward pass, and gradients come."""
 
 
-
 def find(wanted: Device) -> torch.device:
     """The device.
 

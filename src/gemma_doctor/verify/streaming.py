@@ -226,12 +226,15 @@ class _Hook:
         return given
 
 
-def stream(model: nn.Module) -> None:
+def stream(model: nn.Module, device: torch.device) -> None:
     """Have a model that accelerate spread run forward and backward within its device's memory.
 
     Args:
         model: A model as ``from_pretrained`` gave it; one that is wholly on its device stays as it is.
+        device: Where it runs.
     """
+    _tie(model)
+    _settle(model, device)
     together = Streamed()
     names: dict[int, str] = {}
     for name, module in model.named_modules():
@@ -243,7 +246,27 @@ def stream(model: nn.Module) -> None:
                 full = names.setdefault(id(parameter), f"{name}.{short}" if name else short)
                 places.append(_Place(module, short, full, parameter, weights))
         if places:
-            module._hf_hook = _Hook(hook, weights, places, together)
+            module._hf_hook = _Hook(hook, weights, places, together)  # noqa: SLF001  # accelerate calls it
+
+
+def _tie(model: nn.Module) -> None:
+    """Make tied weights one again: accelerate leaves an empty parameter of its own for each."""
+    for other, name in getattr(model, "all_tied_weights_keys", {}).items():
+        one, (owner, _, short) = model.get_parameter(name), other.rpartition(".")
+        if one.is_meta and model.get_parameter(other).is_meta:
+            model.get_submodule(owner)._parameters[short] = one  # noqa: SLF001
+
+
+def _settle(model: nn.Module, device: torch.device) -> None:
+    """Have its parts say that they are where they run.
+
+    transformers sends a picture to where the first parameter of timm's encoder is, and an empty one is nowhere. The
+    property that tells it can be replaced for a class only, so such a part gets one of its own, of the same name.
+    """
+    for module in model.modules():
+        if isinstance(getattr(module, "device", None), torch.device) and module.device.type == "meta":
+            kind = type(module)
+            module.__class__ = type(kind.__name__, (kind,), {"device": property(lambda _: device)})
 
 
 def streamed(model: nn.Module) -> Streamed | None:
