@@ -67,7 +67,7 @@ def _normalised(x: torch.Tensor, eps: float) -> torch.Tensor:
     ],
 )
 def test_a_model_is_spread_where_its_device_cannot_hold_it(
-    monkeypatch: pytest.MonkeyPatch, nbytes: int, limit: float | None, backward: bool, spread: int | None
+    monkeypatch: pytest.MonkeyPatch, *, nbytes: int, limit: float | None, backward: bool, spread: int | None
 ) -> None:
     """On a GPU with 10 GiB, of which a tenth is for activations, or four with a backward pass."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 << 30, 10 << 30))

@@ -46,9 +46,9 @@ def forward(model: nn.Module, arguments: Mapping[str, Tensor], device: torch.dev
     """
     extra = {"use_cache": False} if "labels" in arguments else {}
     offloaded = streamed(model) if torch.is_grad_enabled() else None
-    with torch.autocast(device.type, torch.float16) if amp else nullcontext():
-        with offloaded.running() if offloaded else nullcontext():
-            output: Any = model(**arguments, **extra)
+    casting = torch.autocast(device.type, torch.float16) if amp else nullcontext()
+    with casting, offloaded.running() if offloaded else nullcontext():
+        output: Any = model(**arguments, **extra)
     first = output.logits if getattr(output, "logits", None) is not None else output[0]
     loss = getattr(output, "loss", None)
     return Step(first.detach(), (first.float().square().mean() if loss is None else loss).float())

@@ -83,7 +83,7 @@ class Streamed:
 
     def enter(self, filled: list[_Filled]) -> None:
         """Weights have been filled in."""
-        self.names |= {address(one.value): one.place.name for one in filled}
+        self.names.update({address(one.value): one.place.name for one in filled})
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:  # noqa: SLF001  # computed again
             return
         self._there += filled
@@ -152,7 +152,8 @@ class _Filled:
             return False
         with _disable_current_modes(), torch.no_grad():
             seen = tensor.as_strided((tensor.numel(),), (1,), 0)
-            return torch.equal(seen.view(torch.uint8), value.to(tensor.dtype).view(-1).view(torch.uint8))
+            cast = value.to(tensor.dtype).view(-1)
+            return bool(torch.equal(seen.view(torch.uint8), cast.view(torch.uint8)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
