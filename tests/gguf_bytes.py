@@ -29,6 +29,7 @@ def _text(content: bytes) -> bytes:
 def _seed(*, version: int = 3) -> bytes:
     keys = (
         _text(b"general.architecture") + struct.pack("<I", 8) + _text(b"gemma3n"),
+        _text(b"gemma3n.block_count") + struct.pack("<II", 4, 30),
         _text(b"gemma3n.attention.shared_kv_layers") + struct.pack("<If", 6, 10.0),
         _text(b"tokens") + struct.pack("<IIQ", 9, 8, 3) + _text(b"a") + _text(b"") + _text(b"bc"),
         _text(b"lengths") + struct.pack("<IIQ3I", 9, 4, 3, 7, 8, 9),

@@ -6,14 +6,20 @@ the reader, and so is a document that takes much longer or much more memory than
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
+from zipfile import ZipFile
 
+import checkpoint_bytes
+import gguf_bytes
 import numpy as np
 from applying import add, cast, clamp, drop, plan_for, rename, scale, scale_gain, set_config, zero
 from checkpoints import (
@@ -28,17 +34,30 @@ from sample_reports import PUBLISHED, finding, report
 from sample_verifications import verified
 
 from gemma_doctor import settings
-from gemma_doctor.architectures import identify
+from gemma_doctor.architectures import gguf, identify
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.checkpoint.config import read_config
+from gemma_doctor.checkpoint.gguf_header import read_gguf_header
+from gemma_doctor.checkpoint.index import read_index
 from gemma_doctor.checkpoint.stores import Folder
-from gemma_doctor.errors import IndexFileError, SettingsError, UsageError
+from gemma_doctor.errors import HeaderError, IndexFileError, SettingsError, SourceNotFoundError, UsageError
 from gemma_doctor.repair.documents import plan_text, read_plan
 from gemma_doctor.repair.evidence.calibration import read_calibration
 from gemma_doctor.reports.machine import from_json, to_json
 from gemma_doctor.reports.trace_file import to_trace
 
 Reader: TypeAlias = Callable[[bytes], bool]
+Mutator: TypeAlias = "Callable[[bytes, random.Random], bytes]"
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX_NAME = "model.safetensors.index.json"
+INDEXES = (
+    b'{"metadata": {"total_size": 8}, "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "../x"}}',
+    b'{"weight_map":{"b":"model-00002-of-00002.safetensors"},"metadata":{"total_size":8.0,"x":[1e400,NaN,{"y":[]}]}}',
+    b'{"weight_map":{}}',
+)
+
+CORPORA = Path(__file__).with_name("data") / "corpora"
 
 MOST_TENSORS = 200_000
 """More than any config within its limits declares: 1024 layers of the widest family have 25,000."""
@@ -59,10 +78,17 @@ reason = "a head that is never run in float16"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A reader and sound documents to begin with."""
+    """A reader, sound documents to begin with, and what makes other documents of them."""
 
     reader: Reader
     seeds: tuple[bytes, ...]
+    mutated: Mutator = checkpoint_bytes.mutated
+
+
+def corpus(name: str) -> tuple[bytes, ...]:
+    """Documents that fuzzing found worth keeping: each takes a step from line to line that no smaller one takes."""
+    with ZipFile(CORPORA / f"{name}.zip") as archive:
+        return tuple(archive.read(document) for document in archive.namelist())
 
 
 @contextmanager
@@ -72,6 +98,50 @@ def _file(text: bytes, name: str) -> Iterator[Path]:
         path = Path(folder, name)
         path.write_bytes(text)
         yield path
+
+
+def reads_header(header: bytes) -> bool:
+    """Whether a safetensors file with this header is accepted; the official parser must say and read the same."""
+    raw = checkpoint_bytes.with_data(header)
+    theirs, ours = checkpoint_bytes.official(raw), checkpoint_bytes.ours(raw)
+    if theirs != ours:
+        raise AssertionError(f"official {theirs!r}, ours {ours!r}")
+    return ours is not None
+
+
+def reads_index(text: bytes) -> bool:
+    """Whether an index is accepted; then it holds what the json module reads, and leads to no file but its shards."""
+    with _file(text, INDEX_NAME) as path:
+        for name, shard in zip("ab", SHARDS, strict=True):
+            checkpoint_bytes.write_file(path.with_name(shard), name)
+        try:
+            index = read_index(Folder(path.parent), path.name)
+            checkpoint = open_checkpoint(path)
+        except (IndexFileError, SourceNotFoundError):
+            return False
+    if json.loads(text)["weight_map"] != index.weight_map:
+        raise AssertionError(f"another weight_map: {index.weight_map!r}")
+    read = {os.path.normpath(tensor.file) for tensor in checkpoint.tensors.values()}
+    if not read <= set(SHARDS):
+        raise AssertionError(f"files that are no shards: {read}")
+    return True
+
+
+def reads_gguf(raw: bytes) -> bool:
+    """Whether a GGUF file is accepted; then the gguf package reads the same tensors, and few of them share KV."""
+    ours = gguf_bytes.ours(raw)
+    if ours is None:
+        return False
+    theirs = gguf_bytes.official(raw)
+    if theirs != ours:
+        raise AssertionError(f"gguf {theirs!r}, ours {ours!r}")
+    try:
+        model = gguf.identify(read_gguf_header(io.BytesIO(raw), len(raw), "x.gguf").metadata)
+    except HeaderError:
+        return False
+    if len(model.shared_kv) > MOST_TENSORS:
+        raise AssertionError(f"{len(model.shared_kv)} tensors of layers that share KV")
+    return True
 
 
 def reads_config(text: bytes) -> bool:
@@ -161,6 +231,9 @@ def targets() -> Mapping[str, Target]:
     configs = (tiny_gemma3_config(), tiny_gemma3_multimodal_config(), tiny_gemma3n_text_config(), tiny_gemma3n_config())
     measured = report([finding(), finding("GD104", "warning")], PUBLISHED)
     return {
+        "header": Target(reads_header, checkpoint_bytes.SEEDS),
+        "index": Target(reads_index, INDEXES),
+        "gguf": Target(reads_gguf, gguf_bytes.SEEDS, gguf_bytes.mutated),
         "config": Target(reads_config, tuple(map(_json, configs))),
         "settings": Target(reads_settings, (SETTINGS,)),
         "baseline": Target(reads_baseline, (settings.baseline_text(measured).encode(),)),
