@@ -190,6 +190,61 @@ def test_a_full_disk_says_how_to_restore(sick: Path, monkeypatch: pytest.MonkeyP
     assert sick.read_bytes() == before
 
 
+def test_a_disk_too_full_for_the_backup_leaves_nothing(sick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    plan = gemma_doctor.plan(gemma_doctor.scan(sick))
+    before = sick.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"header's copy.*No space left.*itself was not touched") as refused:
+        in_place.apply_in_place(plan, open_checkpoint(sick))
+    assert "dd if=" not in str(refused.value)
+    assert (sick.read_bytes(), list(sick.parent.iterdir())) == (before, [sick])
+
+
+def test_a_backup_that_somebody_else_makes_meanwhile_stays(sick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = gemma_doctor.plan(gemma_doctor.scan(sick))
+    before, backup = sick.read_bytes(), sick.with_name("m.gguf.header-backup")
+    monkeypatch.setattr(in_place, "check_files", lambda *_: backup.write_text("theirs"))
+    with pytest.raises(UsageError, match="there is a backup already"):
+        in_place.apply_in_place(plan, open_checkpoint(sick))
+    assert (sick.read_bytes(), backup.read_text()) == (before, "theirs")
+
+
+def test_a_file_that_changes_at_the_last_moment_is_not_touched(sick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, real = gemma_doctor.plan(gemma_doctor.scan(sick)), in_place._write_backup  # noqa: SLF001
+
+    def and_change(backup: Path, header: bytes) -> None:
+        real(backup, header)
+        os.truncate(sick, 400)
+
+    monkeypatch.setattr(in_place, "_write_backup", and_change)
+    before = sick.read_bytes()[:400]
+    with pytest.raises(ChangedError, match="header has changed since it was read; it was not touched"):
+        in_place.apply_in_place(plan, open_checkpoint(sick))
+    assert (sick.read_bytes(), list(sick.parent.iterdir())) == (before, [sick])
+
+
+@pytest.mark.parametrize("moment", ["_write_backup", "_change", "_prove"])
+def test_an_interrupt_takes_everything_back(sick: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Ctrl-C just before the backup, or just after the change or the proof."""
+    real = getattr(in_place, moment)
+
+    def interrupted(*arguments: Any) -> None:  # noqa: ANN401
+        if moment != "_write_backup":
+            real(*arguments)
+            assert number(sick) == ("UINT32", 10)
+        raise KeyboardInterrupt
+
+    plan = gemma_doctor.plan(gemma_doctor.scan(sick))
+    before = sick.read_bytes()
+    monkeypatch.setattr(in_place, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        in_place.apply_in_place(plan, open_checkpoint(sick))
+    assert (sick.read_bytes(), list(sick.parent.iterdir())) == (before, [sick])
+
+
 @pytest.mark.parametrize("name", ["rescale-conv", "prune-shared-kv", "cast-dtype"])
 def test_other_passes_are_refused_with_a_reason(sick: Path, tmp_path: Path, name: str) -> None:
     done = call("repair", sick, "--pass", name, "--output", tmp_path / "out")

@@ -3,7 +3,7 @@
 All or nothing, as far as a file that is changed in place can be: everything that can be refused is refused first; the
 header is copied beside the file and put on the disk; then a value's type and its number, which lie together, are
 written by one call and put on the disk. Where what is read back is not the old header with these bytes changed, the old
-ones are written again.
+ones are written again, and so are they after Ctrl-C. The copy goes where it is of no use: the file is as it was.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gemma_doctor.checkpoint import Checkpoint, FileBytes, open_checkpoint
 from gemma_doctor.checkpoint.gguf_values import uint32_bytes
 from gemma_doctor.checkpoint.quoting import shown
-from gemma_doctor.errors import DoctorError, OutputError, UsageError
+from gemma_doctor.errors import ChangedError, DoctorError, OutputError, UsageError
 from gemma_doctor.plans import Applied, Plan, SetMetadata, WrittenFile
 from gemma_doctor.repair.applying.rehearsal import check_files
 from gemma_doctor.repair.applying.schedule import schedule
@@ -43,8 +45,9 @@ def apply_in_place(plan: Plan, checkpoint: Checkpoint) -> Applied:
 
     Raises:
         UsageError: If the plan has other edits, other names lead to the file, or there is a backup already.
-        ChangedError: If the source is not what the plan was made for.
+        ChangedError: If the source is not what the plan was made for; it is as it was.
         OutputError: If it cannot be written, or is read back as something else.
+        KeyboardInterrupt: If Ctrl-C was pressed; the source is as it was.
     """
     started = time.perf_counter()
     edit = _only_edit(plan)
@@ -55,18 +58,25 @@ def apply_in_place(plan: Plan, checkpoint: Checkpoint) -> Applied:
     with FileBytes(checkpoint) as source:
         check_files(plan.fingerprint, checkpoint, source)
         header = source.header(edit.file)
-    at = checkpoint.metadata[edit.key].at
+    at, new = checkpoint.metadata[edit.key].at, uint32_bytes(edit.number)
+    _write_backup(backup, header)
     try:
-        _write_backup(backup, header)
-        _change(path, header, at, uint32_bytes(edit.number))
+        _change(path, header, at, new)
+        _prove(checkpoint, edit, path, backup)
+    except ChangedError:
+        backup.unlink()
+        raise
+    except KeyboardInterrupt:
+        _change_back(path, header, at, new)
+        backup.unlink()
+        raise
     except OSError as error:
         what = f"{shown(edit.file)}: it could not be written: {error.strerror or error}"
         raise OutputError(f"{what}. {_restoring(path, backup)}") from error
-    _prove(checkpoint, edit, path, backup)
     return Applied(
         output=Path(os.path.realpath(path)),
         files=(WrittenFile(backup.name, len(header), hashlib.sha256(header).hexdigest(), linked=False),),
-        bytes_written=len(header) + len(uint32_bytes(edit.number)),
+        bytes_written=len(header) + len(new),
         bytes_linked=0,
         seconds=time.perf_counter() - started,
         removed_leftovers=(),
@@ -89,16 +99,40 @@ def _check_names(path: Path, backup: Path) -> None:
     if state.st_nlink > 1:
         raise UsageError(f"{path}: {state.st_nlink - 1:,} other names lead to this file (hard links). {_NEXT}.")
     if os.path.lexists(backup):
-        raise UsageError(f"{backup}: there is a backup already. Move it away, or use --output instead.")
+        raise _backup_there(backup)
 
 
 def _write_backup(backup: Path, header: bytes) -> None:
-    """The header's copy, on the disk before anything is changed."""
-    with backup.open("xb") as stream:
-        stream.write(header)
-        stream.flush()
-        os.fsync(stream.fileno())
-    sync_folder(backup.parent)
+    """The header's copy, on the disk before anything is changed.
+
+    Raises:
+        UsageError: If there is one by now.
+        OutputError: If it cannot be written; nothing of it is left.
+    """
+    try:
+        with backup.open("xb") as stream, _removed_if_failed(backup):
+            stream.write(header)
+            stream.flush()
+            os.fsync(stream.fileno())
+            sync_folder(backup.parent)
+    except FileExistsError:
+        raise _backup_there(backup) from None
+    except OSError as error:
+        what = f"{backup}: the header's copy could not be written: {error.strerror or error}"
+        raise OutputError(f"{what}. The file itself was not touched. Make room beside it. Or: {_NEXT}.") from error
+
+
+@contextmanager
+def _removed_if_failed(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def _backup_there(backup: Path) -> UsageError:
+    return UsageError(f"{backup}: there is a backup already. Move it away, or use --output instead.")
 
 
 def _change(path: Path, header: bytes, at: int, new: bytes) -> None:
@@ -106,18 +140,34 @@ def _change(path: Path, header: bytes, at: int, new: bytes) -> None:
 
     Raises:
         OSError: If it cannot be written.
-        OutputError: If the file had become another one, or is read back as something else.
+        ChangedError: If the file had become another one.
+        OutputError: If it is read back as something else.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with _writable(path) as descriptor:
         if os.pread(descriptor, len(header), 0) != header:
-            raise OutputError(f"{path}: its header has changed since it was read; it was not touched. Scan it again.")
+            raise ChangedError(f"{path}: its header has changed since it was read; it was not touched. Scan it again.")
         os.pwrite(descriptor, new, at)
         os.fsync(descriptor)
         if os.pread(descriptor, len(header), 0) != header[:at] + new + header[at + len(new) :]:
             os.pwrite(descriptor, header[at : at + len(new)], at)
             os.fsync(descriptor)
             raise OutputError(f"{path}: it is read back as something else; the old bytes are in place. Check the disk.")
+
+
+def _change_back(path: Path, header: bytes, at: int, new: bytes) -> None:
+    """Write the old bytes where the new ones are."""
+    with _writable(path) as descriptor:
+        if os.pread(descriptor, len(new), at) == new:
+            os.pwrite(descriptor, header[at : at + len(new)], at)
+            os.fsync(descriptor)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[int]:
+    """The file's descriptor; a link is none of ours."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 
