@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from typing import Any
 import dask
 from distributed import Client, LocalCluster
 
-__all__ = ["another_version", "cluster_of", "forget_gemma_doctor", "holders", "kill", "slow_down"]
+__all__ = ["another_version", "apart", "cluster_of", "forget_gemma_doctor", "holders", "kill", "own_pid", "slow_down"]
 
 dask.config.set({"distributed.worker.multiprocessing-method": "spawn"})
 
@@ -35,6 +37,23 @@ def cluster_of(workers: int, silence: int = 60) -> Iterator[Any]:  # distributed
         silence_logs=silence,
     ) as cluster:
         yield cluster
+
+
+@contextmanager
+def apart(workers: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A cluster whose scheduler is a process of its own: its address, and the process."""
+    words = [sys.executable, __file__, str(workers)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip(), process
+        finally:
+            process.kill()
+
+
+def own_pid() -> int:
+    """In a worker: its process."""
+    return os.getpid()
 
 
 def in_workers(address: str, function: Any, *arguments: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -81,3 +100,15 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     while Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text("utf-8"):
         time.sleep(0.01)
+
+
+def _serve(workers: int) -> None:
+    """A cluster, until this process ends; its address comes first on standard output."""
+    with cluster_of(workers) as cluster:
+        sys.stdout.write(f"{cluster.scheduler_address}\n")
+        sys.stdout.flush()
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

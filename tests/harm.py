@@ -7,7 +7,6 @@ does each kind of harm once or twice; tools/inject_faults.py does it for as long
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random

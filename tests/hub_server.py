@@ -3,6 +3,8 @@
 It speaks to the real client what huggingface.co speaks to it: the revision and tree API, ``resolve`` with
 ``X-Repo-Commit``, ``X-Linked-Etag`` and ``X-Linked-Size``, redirects to signed URLs of another host (here: another
 port), ranges, errors with ``X-Error-Code``, and the upload of a commit. Every byte of a body is counted.
+
+As a program it serves a folder, slowly, until it is killed: ``python tests/hub_server.py FOLDER``.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -379,3 +382,16 @@ def _write(handler: _Handler, status: int, part: bytes, length: int | None, head
         handler.wfile.write(part[half:])
     with hub.lock:
         hub.sent += half if cut else len(part)
+
+
+def _serve(folder: Path) -> None:
+    """A slow Hub with one repository, until this process ends; its address comes first on standard output."""
+    with hub(name=repository(folder)) as running:
+        running.pause = 0.05
+        sys.stdout.write(f"{running.url}\n")
+        sys.stdout.flush()
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))

@@ -127,6 +127,7 @@ def test_a_broken_connection_is_taken_up_from_the_last_byte(server: Hub, folder:
         ({"busy": [(429, {"Retry-After": "9999"})]}, "it asks to wait for 9,999 s"),
         ({"busy": [(418, {})]}, "the server answers 418"),
         ({"tags": ["one", "two"]}, "the file changed while it was read: its ETag was"),
+        ({"tags": ["one"] * 4}, "the file changed while it was read: its ETag was '\"one\"'"),  # after the headers
     ],
     ids=lambda value: "-".join(map(str, value.values()))[:20] if isinstance(value, dict) else "",
 )

@@ -119,10 +119,10 @@ def guide(name: str, arguments: argparse.Namespace) -> None:
         read(data)
 
     folder = keep(arguments.work / name, begin)
-    limits = [f"-max_total_time={arguments.seconds}", f"-timeout={2 * SLOWEST:.0f}", f"-rss_limit_mb={MOST_MEMORY >> 20}"]
+    ends = [f"-max_total_time={arguments.seconds}", f"-timeout={2 * SLOWEST:.0f}"]
+    limits = [*ends, f"-rss_limit_mb={MOST_MEMORY >> 20}", f"-max_len={LONGEST}"]
     marks = [f"-seed={arguments.seed}", f"-artifact_prefix={arguments.work / name}-", "-print_final_stats=1"]
-    words = [sys.argv[0], *limits, *marks, f"-max_len={LONGEST}", str(folder)]
-    atheris.Setup(words, one_input, custom_mutator=mutator)
+    atheris.Setup([sys.argv[0], *limits, *marks, str(folder)], one_input, custom_mutator=mutator)
     atheris.Fuzz()
 
 

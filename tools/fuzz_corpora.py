@@ -18,8 +18,9 @@ from types import FrameType
 from typing import TypeAlias
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
-import gemma_doctor
 from hostile_documents import CORPORA, Reader, Target, corpus, targets
+
+import gemma_doctor
 
 PACKAGE = str(Path(gemma_doctor.__file__).parent)
 LONGEST = 8192  # bytes of a kept document

@@ -6,11 +6,11 @@ A document's path with ``{name}`` in it is written once for each source; without
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemma_doctor.cli.options import ScanWanted, Verdict
@@ -147,7 +147,8 @@ def short_names(sources: Sequence[str]) -> list[str]:
 
     names: list[str] = []
     for source in sources:
-        stem = Path(without_secrets(source)).resolve().name.removesuffix(".safetensors").removesuffix(".gguf") or "root"
+        last = Path(os.path.realpath(without_secrets(source))).name
+        stem = last.removesuffix(".safetensors").removesuffix(".gguf") or "root"
         names.append(next(name for name in chain([stem], (f"{stem}-{n}" for n in count(2))) if name not in names))
     return names
 

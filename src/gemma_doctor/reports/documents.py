@@ -73,7 +73,7 @@ def _write_file(target: Path, text: str) -> None:
     if target.exists() and not target.is_file():
         target.write_text(text, encoding="utf-8", newline="\n")
         return
-    place = target.resolve()  # a link stays one
+    place = Path(os.path.realpath(target))  # a link stays one
     fresh = place.with_name(f".gemma-doctor-{secrets.token_hex(8)}.partial")
     try:
         fresh.write_text(text, encoding="utf-8", newline="\n")

@@ -58,11 +58,13 @@ class HubStore:
         repository: The repository.
         commit: The commit.
         files: Its files by name.
+        tags: The storage's entity tags of each file, by its place there: they must stay those of the header.
     """
 
     repository: Repository
     commit: str
     files: Mapping[str, HubFile] = field(repr=False)
+    tags: dict[str, dict[str, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def streams(self) -> int:
@@ -84,7 +86,7 @@ class HubStore:
         """One of its files, to be read in ranges."""
         if name not in self.files:
             raise FileNotFoundError(name)
-        return RangedFile(name, self.files[name].size, partial(self._locate, name))
+        return RangedFile(name, self.files[name].size, partial(self._locate, name), self.tags.setdefault(name, {}))
 
     def only(self, names: Collection[str]) -> HubStore:
         """The same for some of its files."""

@@ -6,6 +6,7 @@ files are mixed with it. What ``huggingface_hub`` does by itself is left to it: 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,9 +67,9 @@ def check_links(folder: Path) -> None:
     Raises:
         UsageError: If there is such a link.
     """
-    root = folder.resolve()
+    root = Path(os.path.realpath(folder))
     for path in sorted(root.rglob("*")):
-        real = path.resolve()
+        real = Path(os.path.realpath(path))
         if path.is_symlink() and not (real.is_relative_to(root) or real.is_relative_to(root.parent.parent / "blobs")):
             raise UsageError(
                 f"{shown(str(path))}: a link to {shown(str(real))}, outside the checkpoint, whose content would be "

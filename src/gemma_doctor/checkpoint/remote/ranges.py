@@ -50,19 +50,22 @@ class Location:
 class RangedFile:
     """A file behind HTTP, for any number of threads."""
 
-    def __init__(self, name: str, size: int, locate: Callable[[], Location]) -> None:
+    def __init__(
+        self, name: str, size: int, locate: Callable[[], Location], tags: dict[str, str] | None = None
+    ) -> None:
         """Nothing is asked for yet.
 
         Args:
             name: How messages call the file.
             size: Bytes that it must have.
             locate: Says where it is now; raises ChangedError if it is not what it was.
+            tags: Entity tags that are known already, by place; further ones are added.
         """
         self._name = name
         self._size = size
         self._locate = locate
         self._location: Location | None = None
-        self._tags: dict[str, str] = {}
+        self._tags = {} if tags is None else tags
         self._lock = threading.Lock()
 
     def read_into(self, start: int, out: memoryview) -> None:
