@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemma_doctor.cli.options import ScanWanted, Verdict
