@@ -11,7 +11,8 @@ import random
 import pytest
 from applying import tree
 from checkpoints import healthy, plant_published, tiny_gemma3n_config, write
-from harm import HARMS, Ended, Scene, judge, prepare, set_up
+from harm import Ended, Scene, judge, prepare, set_up
+from harms import HARMS
 
 
 @pytest.fixture(scope="module")

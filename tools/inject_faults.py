@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from checkpoints import healthy, tiny_gemma3_config, write
-from harm import HARMS, VERIFY_HARMS, Harm, Outcome, Scene, set_up
+from harm import Harm, Outcome, Scene, set_up
+from harms import HARMS, VERIFY_HARMS
 
 from gemma_doctor import demo
 
