@@ -3,7 +3,8 @@
 tests/harm.py says what each kind of harm does, and what counts as lost. Prints a table in Markdown; exits with 1 if
 anything was lost. A kind that this machine cannot do (no C compiler, no mounts in a namespace) is named and left out.
 
-Usage: PYTHONPATH=tests python tools/inject_faults.py [--attempts N] [--seed N] [--only WORD] [--verify]
+Usage: PYTHONPATH=tests python tools/inject_faults.py [--attempts N] [--seed N] [--only WORD]
+       [--verify] [--gguf] [--far]
 """
 
 from __future__ import annotations
@@ -16,9 +17,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import ggufs
 from checkpoints import healthy, tiny_gemma3_config, write
+from gguf.constants import GGUFValueType
 from harm import Harm, Outcome, Scene, set_up
 from harms import HARMS, VERIFY_HARMS
+from harms_far import DASK_HARMS, hub_harms, of_hub
+from harms_gguf import GGUF_HARMS, NAME
+from hub_server import hub, repository
 
 from gemma_doctor import demo
 
@@ -58,6 +64,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="kinds whose name holds this word")
     parser.add_argument("--verify", action="store_true", help="harm verify too, a Gemma 3 text model")
+    parser.add_argument("--gguf", action="store_true", help="harm the repair of a GGUF file, too")
+    parser.add_argument("--far", action="store_true", help="harm scans of a Hub repository and on a Dask cluster, too")
     arguments = parser.parse_args()
     rng, started = random.Random(arguments.seed), time.monotonic()  # noqa: S311  # repeatable, not secret
     print("| harm | attempts | struck before the end | survived | lost |\n| --- | ---: | ---: | ---: | ---: |")
@@ -66,6 +74,17 @@ def main() -> None:
         Path(folder, "scene").mkdir()
         scene = set_up(Path(folder, "scene"), Path(folder, "sick"))
         lost = rows(scene, HARMS, arguments.attempts, rng, arguments.only)
+        if arguments.gguf:
+            Path(folder, "gguf").mkdir()
+            ggufs.gemma3n(Path(folder, "gguf", NAME), (GGUFValueType.FLOAT32, 10.0))
+            Path(folder, "third").mkdir()
+            packed = set_up(Path(folder, "third"), Path(folder, "gguf"))
+            lost += rows(packed, GGUF_HARMS, arguments.attempts, rng, arguments.only)
+        if arguments.far:
+            lost += rows(scene, DASK_HARMS, arguments.attempts, rng, arguments.only)
+            with hub(name=repository(scene.source)) as server:
+                far = of_hub(scene, server)
+                lost += rows(far, hub_harms(server), arguments.attempts, rng, arguments.only)
         if arguments.verify:
             config = tiny_gemma3_config()
             write(Path(folder, "text"), healthy(config), {**config, "dtype": "bfloat16"})
