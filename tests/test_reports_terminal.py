@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from sample_reports import PUBLISHED, TOWER, finding, report, tensor
+from sample_verifications import VERIFICATION, verified
 
 from gemma_doctor.records import Coverage, Report, Skipped, Suppressed
 from gemma_doctor.reports.sheet import console_for, rendered
@@ -101,6 +102,14 @@ def sick() -> Report:
         (
             replace(report([finding()]), suppressed=(Suppressed(finding(), "allow"),)),
             "Sick: 1 error, 1 finding set aside. Every measured weight fits float16.",
+        ),
+        (  # its rule is ignored, and it fails all the same
+            verified(),
+            "Nothing new. Ran forward and backward in float16 with text and image: aten.convolution in tower.conv fails first.",
+        ),
+        (
+            verified(replace(VERIFICATION, runs=VERIFICATION.runs[1:])),
+            "Sound. Ran forward and backward in float16 with image: no operation overflowed.",
         ),
     ],
 )

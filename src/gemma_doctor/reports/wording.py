@@ -78,10 +78,16 @@ def state(report: Report) -> str:
     """How the checkpoint is, in a word or two; the verdict begins with it."""
     if not report.complete:
         return _incomplete(report)
-    if report.worst in {None, "note"} and any(item.finding.severity != "note" for item in report.suppressed):
+    set_aside = any(item.finding.severity != "note" for item in report.suppressed)
+    if report.worst in {None, "note"} and (set_aside or _fails(report)):
         return "Nothing new"
     healthy = "Healthy" if report.verification is None else "Sound"
     return {"error": "Sick", "warning": "At risk", "note": healthy, None: healthy}[report.worst]
+
+
+def _fails(report: Report) -> bool:
+    """Whether an operation fails, though its rule be ignored."""
+    return report.verification is not None and any(run.first_failure for run in report.verification.runs)
 
 
 def _incomplete(report: Report) -> str:
