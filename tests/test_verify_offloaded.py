@@ -28,6 +28,7 @@ from gemma_doctor.verify import machine
 from gemma_doctor.verify.figures import Figures
 from gemma_doctor.verify.loading import Subject
 from gemma_doctor.verify.measures import Measures, Request
+from gemma_doctor.verify.streaming import Streamed
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
 CPU = torch.device("cpu")
@@ -195,7 +196,7 @@ def test_weights_and_gradients_of_an_offloaded_model_are_let_go(
     """The largest tensor of this model is a sixteenth of it."""
     config = tiny_gemma3n_text_config()
     checkpoint = write(tmp_path / "checkpoint", healthy(config), config)
-    alive, read, add = Alive(), OffloadedWeightsLoader.__getitem__, Figures.add
+    alive, read, add, pack = Alive(), OffloadedWeightsLoader.__getitem__, Figures.add, Streamed._pack  # noqa: SLF001
 
     def reading(self: OffloadedWeightsLoader, name: str) -> torch.Tensor:
         tensor: torch.Tensor = read(self, name).clone()  # as it would be on another device
@@ -206,6 +207,13 @@ def test_weights_and_gradients_of_an_offloaded_model_are_let_go(
         alive.see(tensor)
         add(self, name, tensor)
 
+    def packing(self: Streamed, tensor: torch.Tensor) -> object:
+        kept = pack(self, tensor)
+        if kept is tensor and any(one.value.T.shape == tensor.shape for one in self._there):  # noqa: SLF001
+            alive.see(tensor)  # a cast of a weight, transposed for the product
+        return kept
+
+    monkeypatch.setattr(Streamed, "_pack", packing)
     monkeypatch.setattr(OffloadedWeightsLoader, "__getitem__", reading)
     monkeypatch.setattr(Figures, "add", adding)
     monkeypatch.setattr(machine, "waiting", lambda _: 1)
