@@ -22,12 +22,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 __all__ = ["COMMIT", "Hub", "hub", "repository"]
 
 COMMIT = "c0ffee" + "0" * 34
+Refusal: TypeAlias = "tuple[int, dict[str, str]]"
 _SMALL = 10_000  # bytes up to which a file is git's own, and not in LFS
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(/(?P<what>revision|tree|preupload|commit)/(?P<revision>[^/?]+))?")
@@ -42,10 +43,13 @@ class Hub:
     Attributes:
         repos: Repository -> file -> content.
         commit: The commit of every repository.
-        gated: Repositories that need the token.
+        gated: Repositories that need the token, to list them, too.
+        terms: Repositories whose files need a token with access; everybody may list them, as at huggingface.co.
+        disabled: Repositories that nobody may read.
+        renamed: Old name of a repository -> its name now, to which requests are redirected.
         token: The token that opens them.
         latency: Seconds before each answer.
-        busy: Statuses and headers with which the next requests to the storage are refused.
+        busy: Statuses and headers with which the next requests to the storage are refused; None lets one pass.
         api_busy: The same for the API.
         cuts: How many of the next bodies are cut off half-way.
         pause: Seconds in the middle of each body.
@@ -61,10 +65,13 @@ class Hub:
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     commit: str = COMMIT
     gated: frozenset[str] = frozenset()
+    terms: frozenset[str] = frozenset()
+    disabled: frozenset[str] = frozenset()
+    renamed: dict[str, str] = field(default_factory=dict)
     token: str = "hf_right"
     latency: float = 0.0
-    busy: list[tuple[int, dict[str, str]]] = field(default_factory=list)
-    api_busy: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    busy: list[Refusal | None] = field(default_factory=list)
+    api_busy: list[Refusal | None] = field(default_factory=list)
     cuts: int = 0
     pause: float = 0.0
     lie: str = ""
@@ -160,13 +167,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def refuse(self, status: int, code: str, message: str = "") -> None:
         """An error as the Hub words it."""
-        self.answer(status, b"", {"X-Error-Code": code, "X-Error-Message": message or code})
+        self.answer(status, b"", {"X-Error-Message": message or code, **({"X-Error-Code": code} if code else {})})
 
     def body(self) -> bytes:
         """What the client sent."""
         return self.rfile.read(int(self.headers.get("Content-Length", "0")))
 
-    def turned_away(self, queue: list[tuple[int, dict[str, str]]]) -> bool:
+    def turned_away(self, queue: list[Refusal | None]) -> bool:
         """Whether the request met with the next refusal of a queue."""
         with self.hub.lock:
             refusal = queue.pop(0) if queue else None
@@ -187,7 +194,9 @@ class _Front(_Handler):
         found = _API.fullmatch(path) or _RESOLVE.fullmatch(path)
         if found is None:
             self.refuse(404, "NotFound")
-        elif self._allowed(found["repo"], found["revision"]):
+        elif found["repo"] in self.hub.renamed:
+            self.answer(307, b"", {"Location": self.path.replace(found["repo"], self.hub.renamed[found["repo"]])})
+        elif self._allowed(found["repo"], found["revision"], file=found.re is _RESOLVE):
             files = self.hub.repos[found["repo"]]
             if found.re is _RESOLVE:
                 self._file(files, found["file"])
@@ -199,9 +208,15 @@ class _Front(_Handler):
 
     do_HEAD = do_GET  # noqa: N815
 
-    def _allowed(self, repo: str, revision: str | None) -> bool:
-        if repo in self.hub.gated and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
-            self.refuse(403, "GatedRepo", f"Access to model {repo} is restricted")
+    def _allowed(self, repo: str, revision: str | None, *, file: bool) -> bool:
+        token = self.headers.get("Authorization", "")
+        right = token == f"Bearer {self.hub.token}"
+        if token.startswith("Bearer hf_invalid"):
+            self.refuse(401, "", "Invalid credentials in Authorization header")
+        elif repo in self.hub.disabled:
+            self.refuse(403, "", "Access to this resource is disabled.")
+        elif (repo in self.hub.gated or (file and repo in self.hub.terms)) and not right:
+            self.refuse(403 if token else 401, "GatedRepo", f"Access to model {repo} is restricted")
         elif repo not in self.hub.repos:
             self.refuse(401, "RepoNotFound", "Repository not found")
         elif revision not in (None, "main", self.hub.commit):

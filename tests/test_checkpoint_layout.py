@@ -253,7 +253,7 @@ def test_a_file_of_another_kind_is_not_opened(name: str, words: str, tmp_path: P
         ([], "no *.safetensors, no *.safetensors.index.json and no *.gguf in this folder. Check the path."),
         (["pytorch_model.bin", "README.md"], "only PyTorch pickles. Pickles can run code"),
         (["pytorch_model.bin.index.json"], "only PyTorch pickles. Pickles can run code"),
-        (["a.gguf", "b.gguf"], "several GGUF files: a.gguf, b.gguf. Give one."),
+        (["a.gguf", "b.gguf"], "2 GGUF files, each a model of its own: a.gguf, b.gguf. Name one: gemma-doctor scan "),
         (
             ["unet/a.safetensors", "vae/b.safetensors", "text/c.txt"],
             "subfolders, or several to scan: unet, vae.",

@@ -215,7 +215,10 @@ def test_several_gguf_files_are_not_guessed_among(tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         small(tmp_path / name, "a")
     done = call("scan", tmp_path)
-    assert (done.code, "several GGUF files: a.gguf, b.gguf" in done.err.replace("\n", " ")) == (2, True)
+    assert (done.code, "2 GGUF files, each a model of its own: a.gguf, b.gguf" in done.err.replace("\n", " ")) == (
+        2,
+        True,
+    )
 
 
 @pytest.mark.parametrize("given", ["", "m-00001-of-00002.gguf", "m-00002-of-00002.gguf"])

@@ -169,9 +169,47 @@ def test_a_link_to_a_file_outside_is_not_published(server: Hub, folder: Path, tm
     shutil.copytree(folder, source)
     (source / "notes.txt").symlink_to(secret)
     done = push(server, source, tmp_path)
-    assert done.code == 2
-    assert f"{source / 'notes.txt'}: a link to {secret}, outside the checkpoint" in done.err
+    assert_refused(done, "notes.txt", secret, tmp_path)
     assert not server.repos.get("owner/new")
+
+
+def assert_refused(done: Done, link: str, secret: Path, tmp_path: Path) -> None:
+    """Before the work, and without a word of how to send it all the same."""
+    assert (done.code, done.out) == (2, "")
+    (sentence,) = done.err.splitlines()
+    assert sentence.startswith(f"gemma-doctor: {link}: a link to ")
+    assert secret.name in sentence or "…" in sentence
+    assert "outside the checkpoint, whose content would be published." in sentence
+    assert "hf upload" not in sentence
+    assert not (tmp_path / "mended").exists()
+
+
+def test_it_is_the_source_that_is_looked_at_and_not_where_the_plan_was_made(
+    server: Hub, folder: Path, tmp_path: Path
+) -> None:
+    plan, source, secret = tmp_path / "plan.json", tmp_path / "source", tmp_path / "id_rsa"
+    assert run("repair", folder, "--dry-run", "--save-plan", plan, "--quiet").code == 0
+    secret.write_text("secret", encoding="utf-8")
+    shutil.copytree(folder, source)
+    (source / "notes.txt").symlink_to(secret)
+    assert_refused(push(server, source, tmp_path, "--plan", str(plan)), "notes.txt", secret, tmp_path)
+    (source / "notes.txt").unlink()
+    done = push(server, source, tmp_path, "--plan", str(plan))
+    assert done.code == 0, done.err
+
+
+def test_a_config_beside_a_single_file_is_no_link_to_elsewhere(server: Hub, folder: Path, tmp_path: Path) -> None:
+    source, secret = tmp_path / "source", tmp_path / "config.json"
+    source.mkdir()
+    shutil.copy(folder / "config.json", secret)
+    shutil.copy(folder / "model.safetensors", source)
+    (source / "config.json").symlink_to(secret)
+    (source / "unrelated").symlink_to(tmp_path / "plan.json")
+    assert_refused(push(server, source / "model.safetensors", tmp_path), "config.json", secret, tmp_path)
+    (source / "config.json").unlink()
+    (source / "config.json").write_bytes(secret.read_bytes())
+    done = push(server, source / "model.safetensors", tmp_path)
+    assert done.code == 0, done.err
 
 
 def test_hidden_files_are_not_published(server: Hub, folder: Path, tmp_path: Path) -> None:

@@ -265,7 +265,8 @@ class Report:
         seconds: Wall-clock time of the examination.
         activations: What a verification measured, in the order of execution; empty for a scan.
         verification: How the model was run and what came of it; None for a scan.
-        remarks: What else the user should know, a sentence each: baseline and allow entries without a finding.
+        remarks: What else the user should know, a sentence each: what was not read, and baseline and allow entries
+            without a finding.
         proof: What is proved of a run in float16; None where the architecture is not declared, or another dtype, or
             a part of the checkpoint only, was asked for.
     """

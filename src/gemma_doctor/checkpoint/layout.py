@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_doctor.checkpoint.alike import alike
 from gemma_doctor.checkpoint.quoting import shown
-from gemma_doctor.errors import SourceNotFoundError
+from gemma_doctor.errors import SourceNotFoundError, UsageError
 
 __all__ = [
     "PICKLES",
     "PICKLE_ADVICE",
     "SHARD",
     "Layout",
+    "all_parts",
     "arrange",
     "find_layout",
     "is_adapter",
     "is_weights",
     "listed",
+    "parts_among",
     "single",
 ]
 
@@ -35,7 +38,6 @@ _STEMS = ("model", "diffusion_pytorch_model")
 """What transformers and diffusers look for, the single file before the index."""
 
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-_NOT_YET = "this version reads local safetensors only"
 PICKLE_ADVICE = (
     "Pickles can run code and are never loaded: convert them on a machine that may be lost, with "
     "torch.load(..., weights_only=True) and safetensors.torch.save_file"
@@ -45,6 +47,7 @@ _COPY = "consolidated"
 """How the files of an adapter begin, and those of a copy in its makers' own layout."""
 
 _SUBFOLDERS_SEEN = 100
+_MOST_PARTS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ def find_layout(source: str) -> Layout:
         return _in_folder(path)
     if not os.path.lexists(source):
         raise SourceNotFoundError(_absent(source))
-    return single(path, str(path), lambda _: _gguf_set(path))
+    return single(path, str(path), lambda name: parts_among(name, _beside(path)))
 
 
 def _absent(source: str) -> str:
@@ -203,11 +206,44 @@ def _sets(names: Iterable[str]) -> list[tuple[str, ...]]:
     return [tuple(files) for files in sets.values()]
 
 
-def _gguf_set(path: Path) -> tuple[str, ...]:
-    """The file, or every part that is there of the split file that it is a part of."""
-    part = SHARD.fullmatch(path.name)
-    names = (path.name,) if part is None else (*_files_in(path.parent), path.name)
-    return tuple(sorted({name for name in names if _whole(name) == _whole(path.name)}))
+def _beside(path: Path) -> tuple[str, ...]:
+    """The files of a split file's folder; of any other file none are needed."""
+    return () if SHARD.fullmatch(path.name) is None else _files_in(path.parent)
+
+
+def parts_among(name: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The file, and of a split one every other part that is there, sorted.
+
+    Args:
+        name: The file.
+        names: The files of its folder.
+    """
+    return tuple(sorted({name} | {other for other in names if _whole(other) == _whole(name)}))
+
+
+def all_parts(name: str) -> tuple[str, ...]:
+    """The file, or the names of all parts of the split file that it is a part of, there or not.
+
+    Args:
+        name: The file.
+
+    Raises:
+        UsageError: If there would be more than 1,000.
+    """
+    part = SHARD.fullmatch(name)
+    if part is None:
+        return (name,)
+    count = int(part["count"])
+    if count > _MOST_PARTS:
+        raise UsageError(
+            f"{shown(name)}: a file in {count:,} parts; each would be asked for, and {_MOST_PARTS:,} is the limit"
+        )
+    first = 0 if int(part["number"]) == 0 else 1
+    width = len(part["number"])
+    return tuple(
+        f"{part['stem']}-{number:0{width}}-of-{part['count']}.{part['format']}"
+        for number in range(first, first + count)
+    )
 
 
 def _whole(name: str) -> tuple[str, ...]:
@@ -217,13 +253,25 @@ def _whole(name: str) -> tuple[str, ...]:
 
 
 def _gguf_in_folder(uri: str, root: Path, names: tuple[str, ...], nothing: Callable[[], str]) -> Layout:
-    found = tuple(name for name in names if name.endswith(".gguf"))
-    wholes = {_whole(name): name for name in reversed(found)}
-    if len(wholes) > 1:
-        raise SourceNotFoundError(f"{uri}: several GGUF files: {listed(tuple(sorted(wholes.values())))}. Give one.")
-    if not found:
+    wholes = _gguf_files(names)
+    if not wholes:
         raise SourceNotFoundError(nothing())
-    return Layout(root, found, format="gguf")
+    if len(wholes) > 1:
+        raise SourceNotFoundError(
+            f"{uri}: {len(wholes)} GGUF files, each a model of its own: {', '.join(map(shown, wholes))}. Name one: "
+            f"gemma-doctor scan {_file_of(uri, wholes[0])}"
+        )
+    return Layout(root, parts_among(wholes[0], names), format="gguf")
+
+
+def _gguf_files(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The GGUF files, of a split one the first part, sorted."""
+    return tuple(sorted({_whole(name): name for name in reversed(names) if name.endswith(".gguf")}.values()))
+
+
+def _file_of(uri: str, name: str) -> str:
+    """SOURCE that names a file of the folder, for the shell."""
+    return shlex.quote(f"{uri.rstrip('/')}/{name}")
 
 
 def _files_in(root: Path) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_doctor.checkpoint.gguf_values import Value
+from gemma_doctor.checkpoint.hub_names import hub_name
 from gemma_doctor.checkpoint.stores import RemoteStore
 from gemma_doctor.records import Fault, FileInfo
 from gemma_doctor.tensors import TensorInfo
@@ -35,6 +36,7 @@ class Checkpoint:
         store: Where the files are, if not in ``root``.
         beside: Weights in the folder that are no part of this checkpoint, and so not read: files, and with a ``/``
             behind their names folders that hold some. Empty where SOURCE names a file.
+        remarks: What else the user should know of where it comes from, a sentence each.
     """
 
     uri: str
@@ -51,8 +53,10 @@ class Checkpoint:
     revision: str | None = None
     store: RemoteStore | None = None
     beside: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def pinned(self) -> str:
         """SOURCE such that it names the same bytes tomorrow: with the commit, where there is one."""
-        return self.uri if self.revision is None else f"{self.uri}@{self.revision}"
+        name = None if self.revision is None else hub_name(self.uri)
+        return self.uri if name is None else str(name.at(self.revision))

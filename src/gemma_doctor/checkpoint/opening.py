@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from gemma_doctor.checkpoint.alike import alike
 from gemma_doctor.checkpoint.contents import read_checkpoint
+from gemma_doctor.checkpoint.hub_names import HubName, hub_name
 from gemma_doctor.checkpoint.layout import find_layout
 from gemma_doctor.checkpoint.model import Checkpoint
 from gemma_doctor.checkpoint.reader import FileBytes
@@ -17,15 +17,9 @@ from gemma_doctor.checkpoint.tensor_bytes import TensorBytes
 from gemma_doctor.errors import TransferError, UsageError
 from gemma_doctor.tensors import TensorInfo
 
-if TYPE_CHECKING:
-    from gemma_doctor.checkpoint.remote.hub import Repository
-
 __all__ = ["is_repository", "open_bytes", "open_checkpoint", "sha256"]
 
-_HUB = re.compile(r"(hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\S+))?", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+", re.DOTALL)
-_FILES = (".bin", ".ckpt", ".gguf", ".json", ".pkl", ".pt", ".pth", ".safetensors", ".txt")
-"""Endings of files: ``folder/model.safetensors`` is a path that is wrong, and no repository."""
 
 
 def open_checkpoint(
@@ -41,37 +35,36 @@ def open_checkpoint(
     readable file holds go to ``unreachable``.
 
     Args:
-        source: A ``.safetensors`` file, a folder that holds some, or an index file; where there is no such path, a Hub
-            repository ``owner/name`` or ``owner/name@revision``, or a URL.
+        source: A ``.safetensors`` or ``.gguf`` file, a folder that holds some, or an index file; where there is no such
+            path, a Hub repository ``owner/name`` or ``owner/name@revision``, a file of one (``owner/name/file.gguf``),
+            or a URL.
         revision: Branch, tag or commit of a Hub repository; its default branch if None.
         token: Access token for the Hub; the one that ``hf auth login`` or ``HF_TOKEN`` gives if None.
         download: Whether a Hub repository is downloaded to the Hub's cache and opened there.
 
     Raises:
         SourceNotFoundError: If nothing there can be read.
-        UsageError: If a revision is given for what has none.
+        UsageError: If a revision is given for what has none, or a token for what is not the Hub's.
         IndexFileError: If the index or ``config.json`` is broken.
         TransferError: If the Hub or the store does not answer, or not as it should.
     """
     uri = os.fsdecode(source)
-    hub = _repository(uri)
-    if hub is not None:
-        return _from_hub(hub["repo"], _one(revision, hub["revision"]), token, download=download)
+    name = hub_name(uri)
+    if name is not None:
+        return _from_hub(name.at(_one(revision, name.revision)), token, download=download)
     if revision is not None or download:
         raise UsageError(f"{uri}: only Hub repositories (owner/name) have revisions and are downloaded")
     if _URL.fullmatch(uri) and not os.path.lexists(uri):
-        return _elsewhere(uri)
+        return _elsewhere(uri, token)
     layout = find_layout(uri)
+    if token is not None:
+        raise UsageError(f"{uri}: a token is for the Hub, and this is no repository of it. Leave --token out")
     return read_checkpoint(uri, layout, Folder(layout.root))
 
 
 def is_repository(source: str | os.PathLike[str]) -> bool:
-    """Whether SOURCE names a Hub repository: ``owner/name``, and no path of this machine."""
-    return _repository(os.fsdecode(source)) is not None
-
-
-def _repository(uri: str) -> re.Match[str] | None:
-    return None if os.path.lexists(uri) or uri.endswith(_FILES) else _HUB.fullmatch(uri)
+    """Whether SOURCE names a Hub repository, or a file or folder of one, and no path of this machine."""
+    return hub_name(os.fsdecode(source)) is not None
 
 
 def _one(option: str | None, suffix: str | None) -> str | None:
@@ -80,19 +73,18 @@ def _one(option: str | None, suffix: str | None) -> str | None:
     return option or suffix
 
 
-def _from_hub(repo: str, revision: str | None, token: str | None, *, download: bool) -> Checkpoint:
+def _from_hub(name: HubName, token: str | None, *, download: bool) -> Checkpoint:
     hub = import_module("gemma_doctor.checkpoint.remote.hub")  # half a second, which local scans do not pay
-    wanted: Repository = hub.Repository(repo, revision, token)
     try:
-        opened: Checkpoint = hub.downloaded(wanted) if download else hub.streamed(wanted)
+        opened: Checkpoint = hub.open_repository(name, token, download=download)
     except TransferError as error:
-        raise type(error)(f"{error}{alike(repo)}") from error
+        raise type(error)(f"{error}{alike(name.repo)}") from error
     return opened
 
 
-def _elsewhere(uri: str) -> Checkpoint:
+def _elsewhere(uri: str, token: str | None) -> Checkpoint:
     room = "web" if uri.lower().startswith(("http://", "https://")) else "filesystems"
-    opened: Checkpoint = import_module(f"gemma_doctor.checkpoint.remote.{room}").open_url(uri)
+    opened: Checkpoint = import_module(f"gemma_doctor.checkpoint.remote.{room}").open_url(uri, token)
     return opened
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -12,6 +11,7 @@ from gemma_doctor.checkpoint.gguf_values import Value
 from gemma_doctor.checkpoint.header import read_header
 from gemma_doctor.checkpoint.quoting import quoted, shown
 from gemma_doctor.checkpoint.stores import Store
+from gemma_doctor.checkpoint.waiting import Waiters
 from gemma_doctor.errors import ChangedError, CheckpointError, TransferError
 from gemma_doctor.records import Fault, FileInfo
 from gemma_doctor.tensors import TensorInfo
@@ -50,7 +50,7 @@ def read_shards(store: Store, names: Iterable[str]) -> list[Shard]:
     """
     if store.streams == 1:
         return [read_shard(store, name) for name in names]
-    with ThreadPoolExecutor(store.streams) as pool:
+    with Waiters(store.streams, "headers") as pool:
         return list(pool.map(lambda name: read_shard(store, name), names))
 
 

@@ -45,6 +45,9 @@ class TensorBytes(ABC):
         """How many threads it is best to measure with, on so many cores."""
         return cores
 
+    def abandon(self) -> None:  # noqa: B027  # only who waits has something to end
+        """Ends what threads wait for: nobody wants it any more, and the ``with`` block is about to end."""
+
     @abstractmethod
     def read(self, file: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """The bytes of a range of a file.

@@ -99,8 +99,10 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
         _check_plan_alone(**scanning, **{"pass": pass_})
     _check_passes(words(pass_), unsafe=unsafe)
     _check_in_place(in_place=in_place, output=output, link=link, force=force)
-    if push is not None:
-        _check_push(push, remote, output, dry_run=dry_run or in_place, force=force, quiet=quiet)
+    if push is None:
+        remote.check(source)
+    else:
+        _check_push(push, source, remote, output, dry_run=dry_run or in_place, force=force, quiet=quiet)
     source = remote.fetched(source, quiet=quiet)
     checkpoint = _open(source, output, dry_run=dry_run or in_place, force=force)
     chosen = verdict.settings(source)
@@ -121,7 +123,7 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
         done = _apply(what, source, output, link=link, force=force, quiet=quiet)
         outlet.show_applied(what, done, output)
         if push is not None:
-            outlet.show_pushed(push, _push(what, done, push, remote, force=force))
+            outlet.show_pushed(push, _push(what, done, push, source, remote, force=force))
     raise typer.Exit(_exit_code(what, least))
 
 
@@ -159,7 +161,7 @@ def _check_in_place(*, in_place: bool, output: Path | None, link: bool, force: b
 
 
 def _check_push(  # noqa: PLR0913  # what the command line says about the copy
-    repo: str, remote: Remote, output: Path | None, *, dry_run: bool, force: bool, quiet: bool
+    repo: str, source: str, remote: Remote, output: Path | None, *, dry_run: bool, force: bool, quiet: bool
 ) -> None:
     """Refuse what cannot be pushed, or not there, before the work."""
     if output is None or dry_run:
@@ -167,15 +169,17 @@ def _check_push(  # noqa: PLR0913  # what the command line says about the copy
     remote.hush(quiet=quiet)
     from gemma_doctor import doctor
 
-    doctor.check_push(repo, token=remote.token, force=force)
+    doctor.check_push(repo, source, token=remote.token, force=force)
 
 
-def _push(plan: Plan, applied: Applied, repo: str, remote: Remote, *, force: bool) -> str:
+def _push(  # noqa: PLR0913  # what is sent, where from, where to, and how
+    plan: Plan, applied: Applied, repo: str, source: str, remote: Remote, *, force: bool
+) -> str:
     """Send the output; where that fails, it says that the output is whole, and how to send it later."""
     from gemma_doctor import doctor
 
     try:
-        return doctor.push(plan, applied, repo, token=remote.token, force=force)
+        return doctor.push(plan, applied, repo, source=source, token=remote.token, force=force)
     except DoctorError as error:
         again = shlex.join(("hf", "upload", repo, str(applied.output)))
         raise TransferError(

@@ -90,6 +90,17 @@ class Remote:
         self.hush(quiet=quiet)
         return open_checkpoint(source, revision=self.revision, token=self.token, download=True).pinned
 
+    def check(self, *sources: str | None) -> None:
+        """Refuse a token that none of the sources is opened with.
+
+        Args:
+            sources: What the command reads; None for what is not given.
+        """
+        from gemma_doctor.checkpoint import is_repository
+
+        if self.token is not None and not any(is_repository(source) for source in sources if source is not None):
+            raise UsageError("--token is for the Hub, and no repository of it is named. Leave --token out")
+
     def __post_init__(self) -> None:
         """Refuse what cannot be a token, without showing it: the HTTP client's own error would."""
         if self.token is not None and not (
@@ -105,7 +116,10 @@ class Remote:
 
     def named(self, source: str) -> str:
         """The source as one word, for a command to follow."""
-        return source if self.revision is None else f"{source}@{self.revision}"
+        from gemma_doctor.checkpoint.hub_names import hub_name
+
+        name = None if self.revision is None else hub_name(source)
+        return source if name is None else str(name.at(self.revision))
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,7 @@ def command(  # noqa: PLR0913, PLR0917  # typer reads the options from the signa
     if trace is not None and manner.reference == "none":
         raise UsageError("--trace writes what the reference measured: leave out --reference none")
     measures = manner.measures(inputs)
+    remote.check(source, manner.against)
     chosen = verdict.settings(source)
     source = remote.fetched(source, quiet=quiet)
     against = None if manner.against is None else replace(remote, revision=None).fetched(manner.against, quiet=quiet)

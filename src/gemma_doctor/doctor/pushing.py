@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from gemma_doctor.checkpoint import is_repository
+from gemma_doctor.checkpoint.hub_names import hub_name
 from gemma_doctor.errors import UsageError
 from gemma_doctor.plans import Applied, Plan
 from gemma_doctor.repair.applying.manifest import relisted
@@ -20,23 +20,34 @@ from gemma_doctor.version import __version__
 __all__ = ["check_push", "push"]
 
 
-def check_push(repo: str, *, token: str | None = None, force: bool = False) -> None:
-    """Refuses a repository that a checkpoint cannot be pushed to; nothing is created.
+def check_push(repo: str, source: str | os.PathLike[str], *, token: str | None = None, force: bool = False) -> None:
+    """Refuses a checkpoint that cannot be pushed, or not there; nothing is created.
 
     Args:
         repo: ``owner/name``; it need not exist.
+        source: The checkpoint that is to be repaired.
         token: Access token for the Hub; the one of this machine if None.
         force: Whether its files may be replaced.
 
     Raises:
-        UsageError: If it holds other files, or nobody is logged in.
+        UsageError: If the repository holds other files, nobody is logged in, or the source holds links to files outside
+            it.
         TransferError: If the Hub does not answer, or refuses.
     """
     room = _pushing()
-    room.check_target(room.Repository(repo, token=token), force=force)
+    room.check_links(Path(source))
+    room.check_target(room.Access(repo, token=token), force=force)
 
 
-def push(plan: Plan, applied: Applied, repo: str, *, token: str | None = None, force: bool = False) -> str:
+def push(  # noqa: PLR0913  # what is sent, where to, and how
+    plan: Plan,
+    applied: Applied,
+    repo: str,
+    *,
+    source: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    force: bool = False,
+) -> str:
     """Sends a mended checkpoint to the Hub in one commit, its model card with a section about the repair.
 
     The card is written into the output first, so that what is sent is what the folder holds.
@@ -45,6 +56,7 @@ def push(plan: Plan, applied: Applied, repo: str, *, token: str | None = None, f
         plan: What was done.
         applied: Where the output is.
         repo: ``owner/name``; it is created if it is not there.
+        source: What was repaired, if it lay elsewhere than the plan says.
         token: Access token for the Hub; the one of this machine if None.
         force: Whether files that the repository holds are replaced.
 
@@ -57,12 +69,13 @@ def push(plan: Plan, applied: Applied, repo: str, *, token: str | None = None, f
         TransferError: If the Hub does not answer, or refuses. The output stays.
     """
     room, folder = _pushing(), applied.output
-    if os.path.isdir(plan.source):  # noqa: PTH112  # Path.is_dir raises on what it cannot look at
-        room.check_links(Path(plan.source))
-    base = plan.source.partition("@")[0] if is_repository(plan.source) else None
+    source = plan.source if source is None else os.fsdecode(source)
+    room.check_links(Path(source))
+    names = (hub_name(place) for place in (source, plan.source))
+    base = next((name.repo for name in names if name is not None), None)
     _write_card(folder, room.CARD, lambda card: room.with_section(card, card_section(plan), base))
     message = f"Repaired by gemma-doctor {__version__}"
-    address: str = room.upload(folder, room.Repository(repo, token=token), message, force=force)
+    address: str = room.upload(folder, room.Access(repo, token=token), message, force=force)
     return address
 
 

@@ -71,7 +71,12 @@ def verify(
         coverage=Coverage(verified.asked, verified.asked - len(verified.skipped), verified.skipped),
         findings=parted.kept,
         suppressed=parted.suppressed,
-        remarks=(*parted.remarks, *_on_checkpointing(known.model, measures), *_on_bfloat16(verified.activations)),
+        remarks=(
+            *checkpoint.remarks,
+            *parted.remarks,
+            *_on_checkpointing(known.model, measures),
+            *_on_bfloat16(verified.activations),
+        ),
         tensors=(),
         activations=verified.activations,
         verification=verified.verification,

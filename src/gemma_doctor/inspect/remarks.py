@@ -16,6 +16,7 @@ def remarks(checkpoint: Checkpoint) -> Iterator[str]:
     Args:
         checkpoint: The checkpoint that was scanned.
     """
+    yield from checkpoint.remarks
     if any(is_adapter(file.name) for file in checkpoint.files):
         yield "this is an adapter, measured as it is: its sum with the base model was not. verify needs the two merged"
     elif checkpoint.config is None and checkpoint.format == "safetensors":

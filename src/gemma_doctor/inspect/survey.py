@@ -77,6 +77,9 @@ def _by_threads(
                 results = future.result()
                 under_way.extend((unit, pool.submit(measure_unit, files, unit)) for unit in islice(work, 1))
                 yield unit, results
+        except BaseException:  # Ctrl-C as well: the threads of the pool may wait for a server
+            files.abandon()
+            raise
         finally:
             for _, future in under_way:
                 future.cancel()

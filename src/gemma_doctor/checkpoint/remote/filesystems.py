@@ -14,10 +14,12 @@ from typing import Any, BinaryIO
 
 from fsspec.core import url_to_fs
 
+from gemma_doctor.checkpoint.config import CONFIG_NAME
 from gemma_doctor.checkpoint.contents import read_checkpoint
 from gemma_doctor.checkpoint.layout import Layout, arrange, single
 from gemma_doctor.checkpoint.model import Checkpoint
-from gemma_doctor.checkpoint.quoting import shown
+from gemma_doctor.checkpoint.quoting import shown, without_secrets
+from gemma_doctor.checkpoint.remote.beside import RefusedConfigError, on_refused_config, parts_there
 from gemma_doctor.checkpoint.remote.stream import stream
 from gemma_doctor.errors import ChangedError, SourceNotFoundError, TransferError, UsageError
 
@@ -149,44 +151,56 @@ def _explaining(what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:
+        if what == CONFIG_NAME and isinstance(error, PermissionError):  # who may not list a bucket hears no "missing"
+            raise RefusedConfigError(CONFIG_NAME) from None
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise TransferError(f"{shown(what)}: {reason}. Check the access to the store, and the network.") from error
 
 
-def open_url(uri: str) -> Checkpoint:
+def open_url(uri: str, token: str | None = None) -> Checkpoint:
     """Opens the checkpoint at a URL.
 
     Args:
-        uri: URL of a folder, of a ``.safetensors`` file, or of an index.
+        uri: URL of a folder, of a ``.safetensors`` or ``.gguf`` file, or of an index.
+        token: Access token for the Hub, which nothing here takes.
 
     Raises:
         SourceNotFoundError: If there is none.
-        UsageError: If the package for its scheme is not installed.
+        UsageError: If a token is given, or the package for its scheme is not installed.
         TransferError: If the store does not answer, or not as it should.
     """
+    plain = without_secrets(uri)
+    if token is not None:
+        raise UsageError(
+            f"{plain}: --token is for the Hub and is sent nowhere else. Leave it out, and sign in as the documentation "
+            "of this file system says"
+        )
     try:
-        layout, base = _layout(uri.rstrip("/"))
+        store, layout = _layout(uri.rstrip("/"))
     except FileNotFoundError:
-        raise SourceNotFoundError(f"{uri}: nothing is there. Check the URL.") from None
+        raise SourceNotFoundError(f"{plain}: nothing is there. Check the URL.") from None
+    opened = read_checkpoint(plain, layout, store)
+    return replace(opened, store=store, remarks=(*opened.remarks, *on_refused_config(store, opened)))
+
+
+def _layout(uri: str) -> tuple[ObjectStore, Layout]:
+    """Where the files are, and which of them make the checkpoint. A file is found where nothing may be listed, too."""
+    plain = without_secrets(uri)
+    try:
+        system, path = url_to_fs(uri, use_listings_cache=False)
     except (ImportError, ValueError) as error:
-        raise UsageError(f"{uri}: {error}; pip install 'gemma-doctor[remote]' brings s3:// and gs://") from error
-    store = ObjectStore(base)
-    return replace(read_checkpoint(uri, layout, store), store=store)
-
-
-def _layout(uri: str) -> tuple[Layout, str]:
-    """Which files make the checkpoint, and the URL of their folder."""
-    system, path = url_to_fs(uri, use_listings_cache=False)
-    with _explaining(uri):
-        folder = system.isdir(path)
-        found = system.ls(path, detail=True) if folder else [system.info(path)]
+        raise UsageError(f"{plain}: {error}; pip install 'gemma-doctor[remote]' brings s3:// and gs://") from error
+    with _explaining(plain):
+        folder = system.info(path)["type"] == "directory"
+        found = system.ls(path, detail=True) if folder else []
     if not folder:
         base, _, name = uri.rpartition("/")
-        return single(Path(name), uri, lambda part: (part,)), base
+        store = ObjectStore(base)
+        return store, single(Path(name), plain, lambda part: parts_there(store, part))
     names = sorted(item["name"].rpartition("/")[2] for item in found if item["type"] == "file")
     visible = tuple(name for name in names if not name.startswith("."))
 
     def nothing() -> str:
-        return f"{uri}: no *.safetensors and no *.safetensors.index.json in this folder. Check the URL."
+        return f"{plain}: no *.safetensors, no *.safetensors.index.json and no *.gguf in this folder. Check the URL."
 
-    return arrange(uri, Path(), visible, nothing), uri
+    return ObjectStore(uri), arrange(plain, Path(), visible, nothing)

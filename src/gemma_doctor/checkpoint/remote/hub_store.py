@@ -13,57 +13,32 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # its __all__ says otherwise
 
 from gemma_doctor.checkpoint.files import reading
+from gemma_doctor.checkpoint.remote.hub_api import Access, HubFile
 from gemma_doctor.checkpoint.remote.patience import patiently
 from gemma_doctor.checkpoint.remote.ranges import Location, RangedFile
 from gemma_doctor.checkpoint.remote.refusals import explaining
 from gemma_doctor.checkpoint.remote.stream import stream
 from gemma_doctor.errors import ChangedError
 
-__all__ = ["HubFile", "HubStore", "Repository"]
-
-
-@dataclass(frozen=True, slots=True)
-class Repository:
-    """A repository as the user named it.
-
-    Attributes:
-        repo: ``owner/name``.
-        revision: Branch, tag or commit; its default branch if None.
-        token: Access token; the one of this machine if None.
-    """
-
-    repo: str
-    revision: str | None = None
-    token: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """A file as the repository lists it.
-
-    Attributes:
-        size: Its bytes.
-        etag: SHA-256 of its content where it lies in LFS or Xet, else its git id: what the Hub's ETag is.
-    """
-
-    size: int
-    etag: str
+__all__ = ["HubStore"]
 
 
 @dataclass(frozen=True, slots=True)
 class HubStore:
-    """The files of a repository at one commit.
+    """The files of a repository's folder at one commit.
 
     Attributes:
-        repository: The repository.
+        access: The repository.
         commit: The commit.
-        files: Its files by name.
+        files: The repository's files by their whole name.
+        folder: The folder, with a slash at its end; empty for the top.
         tags: The storage's entity tags of each file, by its place there: they must stay those of the header.
     """
 
-    repository: Repository
+    access: Access
     commit: str
     files: Mapping[str, HubFile] = field(repr=False)
+    folder: str = ""
     tags: dict[str, dict[str, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -79,30 +54,39 @@ class HubStore:
             with reading(path, name) as local:
                 yield local
             return
-        source = self.source(name)
-        yield stream(source, name, self.files[name].size), self.files[name].size
+        source, size = self.source(name), self._known(name).size
+        yield stream(source, name, size), size
 
     def source(self, name: str) -> RangedFile:
         """One of its files, to be read in ranges."""
-        if name not in self.files:
-            raise FileNotFoundError(name)
-        return RangedFile(name, self.files[name].size, partial(self._locate, name), self.tags.setdefault(name, {}))
+        known = self._known(name)
+        return RangedFile(name, known.size, partial(self._locate, name), self.tags.setdefault(name, {}))
 
     def only(self, names: Collection[str]) -> HubStore:
         """The same for some of its files."""
-        return replace(self, files={name: self.files[name] for name in names})
+        return replace(self, files={self.folder + name: self._known(name) for name in names})
 
     def cached(self, name: str) -> Path | None:
         """The same file in the Hub's cache on this machine, if it is there whole."""
-        found = try_to_load_from_cache(self.repository.repo, name, revision=self.commit)
-        known = self.files.get(name)
+        found = try_to_load_from_cache(self.access.repo, self.folder + name, revision=self.commit)
+        known = self.files.get(self.folder + name)
         if not isinstance(found, str) or known is None or Path(found).stat().st_size != known.size:
             return None
         return Path(found)
 
     def identity(self, name: str) -> str:
         """The hash that the commit lists; whoever reads the file compares it with what the Hub serves."""
-        return self.files[name].etag
+        return self._known(name).etag
+
+    def _known(self, name: str) -> HubFile:
+        """What the commit lists of a file.
+
+        Raises:
+            FileNotFoundError: If nothing.
+        """
+        if self.folder + name not in self.files:
+            raise FileNotFoundError(name)
+        return self.files[self.folder + name]
 
     def _locate(self, name: str) -> Location:
         """Where a file's bytes are now: at the Hub itself, or behind a signed URL of its storage.
@@ -110,17 +94,17 @@ class HubStore:
         Raises:
             ChangedError: If the Hub says another commit, size or content than at first.
         """
-        url = hf_hub_url(self.repository.repo, name, revision=self.commit)
-        known = self.files[name]
+        url = hf_hub_url(self.access.repo, self.folder + name, revision=self.commit)
+        known = self._known(name)
 
         def ask() -> Location:
-            with explaining(self.repository.repo, self.commit):
-                found = get_hf_file_metadata(url, token=self.repository.token)
+            with explaining(self.access.repo, self.commit):
+                found = get_hf_file_metadata(url, token=self.access.token)
             _check_same(name, "commit", self.commit, found.commit_hash)
             _check_same(name, "size", known.size, found.size)
             _check_same(name, "content", known.etag, found.etag)
             if found.location.startswith(f"{constants.ENDPOINT}/"):
-                headers = build_hf_headers(token=self.repository.token)
+                headers = build_hf_headers(token=self.access.token)
                 return Location(found.location, headers, found.etag, lasting=True)
             return Location(found.location, {}, None)
 

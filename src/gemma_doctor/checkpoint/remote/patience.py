@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from gemma_doctor.checkpoint.waiting import sleep
 from gemma_doctor.errors import TransferError
 
 __all__ = ["AGAIN", "Again", "Patience", "patiently", "retry_after"]
@@ -54,6 +54,7 @@ class Patience:
 
         Raises:
             TransferError: If it has failed too often, or the server asks for too long.
+            CalledOff: If the thread's pool is called off meanwhile.
         """
         self._failed += 1
         if self._failed >= _TRIES:
@@ -61,7 +62,7 @@ class Patience:
         if again.wait is not None and again.wait > _LONGEST_ASKED:
             raise TransferError(f"{self.what}: {again}; it asks to wait for {again.wait:,.0f} s. Try then.")
         backoff = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (self._failed - 1))
-        time.sleep(backoff * random.uniform(0.75, 1.25) if again.wait is None else again.wait)  # noqa: S311
+        sleep(backoff * random.uniform(0.75, 1.25) if again.wait is None else again.wait)  # noqa: S311
 
 
 def patiently(what: str, call: Callable[[], T]) -> T:

@@ -21,12 +21,14 @@ from huggingface_hub.errors import (
 )
 from yaml import YAMLError
 
+from gemma_doctor.checkpoint.config import CONFIG_NAME
 from gemma_doctor.checkpoint.layout import listed
 from gemma_doctor.checkpoint.quoting import shown
-from gemma_doctor.checkpoint.remote.hub import Repository
+from gemma_doctor.checkpoint.remote.hub_api import Access
+from gemma_doctor.checkpoint.remote.refusals import LOG_IN
 from gemma_doctor.errors import TransferError, UsageError
 
-__all__ = ["CARD", "check_links", "check_target", "upload", "with_section"]
+__all__ = ["CARD", "Access", "check_links", "check_target", "upload", "with_section"]
 
 CARD = "README.md"
 """The model card's file."""
@@ -34,10 +36,8 @@ CARD = "README.md"
 _HARMLESS = frozenset({".gitattributes", CARD})
 """What the Hub puts into a new repository, and what is written anew."""
 
-_LOG_IN = "'hf auth login', HF_TOKEN or --token"
 
-
-def check_target(target: Repository, *, force: bool) -> None:
+def check_target(target: Access, *, force: bool) -> None:
     """Refuses what cannot be pushed to, before the work; nothing is created.
 
     Args:
@@ -51,30 +51,38 @@ def check_target(target: Repository, *, force: bool) -> None:
     if "/" not in target.repo:
         raise UsageError(f"--push {target.repo}: give owner and name of the repository, as in owner/name")
     if not (target.token or get_token()):
-        raise UsageError(f"--push {target.repo}: nobody is logged in. Log in with {_LOG_IN}.")
+        raise UsageError(f"--push {target.repo}: nobody is logged in. Log in with {LOG_IN}.")
     try:
         _head(target, force=force)
     except RepositoryNotFoundError:
         return  # it will be created
 
 
-def check_links(folder: Path) -> None:
+def check_links(source: Path) -> None:
     """Refuses a checkpoint that holds links to files outside it: they are copied as files, and may be private.
 
     Args:
-        folder: The source of what is to be sent. The Hub's cache is made of links to its own blobs, which are meant.
+        source: The checkpoint that is to be sent once it is repaired; what lies on the Hub has no such links. The Hub's
+            cache is made of links to its own blobs, which are meant; so is a tensor file that is named itself.
 
     Raises:
         UsageError: If there is such a link.
     """
-    root = Path(os.path.realpath(folder))
-    for path in sorted(root.rglob("*")):
+    root = Path(os.path.realpath(source if source.is_dir() else source.parent))
+    for path in _copied(source, root):
         real = Path(os.path.realpath(path))
         if path.is_symlink() and not (real.is_relative_to(root) or real.is_relative_to(root.parent.parent / "blobs")):
+            name = shown(path.relative_to(root).as_posix())
             raise UsageError(
-                f"{shown(str(path))}: a link to {shown(str(real))}, outside the checkpoint, whose content would be "
+                f"{name}: a link to {shown(str(real))}, outside the checkpoint, whose content would be "
                 "published. Put the file itself there, or remove the link, and repair again."
             )
+
+
+def _copied(source: Path, root: Path) -> list[Path]:
+    """What a repair takes over of a folder or an index, and of a single tensor file."""
+    alone = not source.is_dir() and source.suffix != ".json"
+    return [root / CONFIG_NAME] if alone else sorted(root.rglob("*"))
 
 
 def _visible(folder: Path) -> dict[str, Path]:
@@ -85,7 +93,7 @@ def _visible(folder: Path) -> dict[str, Path]:
     }
 
 
-def upload(folder: Path, target: Repository, message: str, *, force: bool) -> str:
+def upload(folder: Path, target: Access, message: str, *, force: bool) -> str:
     """Makes the repository, if it is not there, and commits a folder's files to its main branch, but for hidden ones.
 
     Args:
@@ -114,7 +122,7 @@ def upload(folder: Path, target: Repository, message: str, *, force: bool) -> st
         return api.create_commit(target.repo, operations, commit_message=message, parent_commit=parent).commit_url
 
 
-def _head(target: Repository, *, force: bool) -> tuple[str | None, frozenset[str]]:
+def _head(target: Access, *, force: bool) -> tuple[str | None, frozenset[str]]:
     """The last commit of a repository, and its files.
 
     Raises:
@@ -161,7 +169,7 @@ def _refusal(repo: str, error: HfHubHTTPError) -> str:
     if status in (401, 403, 404):
         return (
             f"{repo}: {constants.ENDPOINT} refuses the upload ({status}). The token must be allowed to write to "
-            f"{repo.partition('/')[0]}: {_LOG_IN}."
+            f"{repo.partition('/')[0]}: {LOG_IN}."
         )
     if status in (409, 412):
         return f"{repo}: somebody else has changed the repository meanwhile ({status}). Look at it and push again."

@@ -18,6 +18,7 @@ from huggingface_hub import constants, get_session
 
 from gemma_doctor.checkpoint.quoting import quoted, shown
 from gemma_doctor.checkpoint.remote.patience import AGAIN, Again, Patience, retry_after
+from gemma_doctor.checkpoint.waiting import go_on
 from gemma_doctor.errors import ChangedError, TransferError
 
 __all__ = ["NETWORK", "Location", "RangedFile", "plain_tag"]
@@ -74,12 +75,14 @@ class RangedFile:
         Raises:
             ChangedError: If the file is no longer what it was.
             TransferError: If the server does not answer, or not as it should.
+            CalledOff: If the thread's pool is called off meanwhile.
         """
         at = 0
         patience = Patience(shown(self._name))
         while at < len(out):
             try:
                 for chunk in self._chunks(start + at, start + len(out)):
+                    go_on()
                     out[at : at + len(chunk)] = chunk
                     at += len(chunk)
                     patience.reset()

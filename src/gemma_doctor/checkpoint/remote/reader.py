@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +15,7 @@ from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.checkpoint.reader import FileBytes
 from gemma_doctor.checkpoint.stores import RemoteStore, Source
 from gemma_doctor.checkpoint.tensor_bytes import Span, TensorBytes
+from gemma_doctor.checkpoint.waiting import Waiters
 from gemma_doctor.errors import ChangedError
 
 __all__ = ["CONNECTIONS", "REQUEST_BYTES", "RangeBytes"]
@@ -42,7 +42,7 @@ class RangeBytes(TensorBytes):
         """
         self._checkpoint = checkpoint
         self._store = store
-        self._pool = ThreadPoolExecutor(CONNECTIONS, "ranges")
+        self._pool = Waiters(CONNECTIONS, "ranges")
         self._sources: dict[str, Source] = {}
         self._cached: dict[str, FileBytes] = {}
         self._lock = threading.Lock()
@@ -70,9 +70,14 @@ class RangeBytes(TensorBytes):
         for _ in self._pool.map(lambda source: source.check(), self._sources.values()):
             pass
 
+    def abandon(self) -> None:
+        """Nobody waits for a server any more."""
+        self._pool.call_off()
+
     def close(self) -> None:
-        """Closes what is open."""
-        self._pool.shutdown(cancel_futures=True)
+        """Closes what is open; what is still under way, after an error, is called off."""
+        self.abandon()
+        self._pool.shutdown()
         for local in self._cached.values():
             local.close()
         self._cached.clear()

@@ -25,9 +25,10 @@ from gemma_doctor.checkpoint.remote.patience import AGAIN, Again, retry_after
 from gemma_doctor.checkpoint.remote.ranges import NETWORK
 from gemma_doctor.errors import DoctorError, SourceNotFoundError, TransferError
 
-__all__ = ["explaining"]
+__all__ = ["LOG_IN", "explaining"]
 
-_LOG_IN = "'hf auth login', HF_TOKEN or --token"
+LOG_IN = "'hf auth login', HF_TOKEN or --token"
+"""The ways to log in, for messages."""
 
 
 @contextmanager
@@ -70,14 +71,14 @@ def _explained(error: Exception, repo: str, revision: str | None) -> DoctorError
             GatedRepoError,
             (
                 f"a gated repository, and this account has no access. Ask for it, or accept the terms, at {page}; then "
-                f"log in with {_LOG_IN}."
+                f"log in with {LOG_IN}."
             ),
         ),
         (
             RepositoryNotFoundError,
             (
                 f"no such path here, and no such repository at {constants.ENDPOINT}, or it is private. Check the "
-                f"spelling{alike(repo)}; for a private one, log in with {_LOG_IN}."
+                f"spelling{alike(repo)}; for a private one, log in with {LOG_IN}."
             ),
         ),
         (RevisionNotFoundError, f"it has no branch, tag or commit {quoted(revision or 'main')}. See {page}."),
@@ -94,7 +95,7 @@ def _refused(error: Exception, repo: str) -> TransferError | Again:
     if response is not None and status in AGAIN:
         return Again(f"{constants.ENDPOINT} answers {status}", retry_after(response.headers.get("Retry-After")))
     if status in (401, 403):
-        return TransferError(f"{repo}: {constants.ENDPOINT} refuses ({status}). Check the token: {_LOG_IN}.")
+        return TransferError(f"{repo}: {constants.ENDPOINT} refuses ({status}). Check the token: {LOG_IN}.")
     return TransferError(f"{repo}: {constants.ENDPOINT} answers: {_first_line(error)}")
 
 

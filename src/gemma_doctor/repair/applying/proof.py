@@ -10,7 +10,7 @@ from gemma_doctor.checkpoint import Checkpoint, open_checkpoint
 from gemma_doctor.checkpoint.quoting import quoted
 from gemma_doctor.errors import DoctorError, OutputError
 from gemma_doctor.repair.applying.outline import Outline
-from gemma_doctor.repair.applying.sidecars import is_single_file
+from gemma_doctor.repair.applying.sidecars import is_folder, is_single_file
 
 __all__ = ["prove"]
 
@@ -57,7 +57,7 @@ def _check_metadata(sketch: Outline, source: Checkpoint, found: Checkpoint) -> N
 
 def _entrance(source: Checkpoint, folder: Path) -> Path:
     """What of the output is to be opened: the like of what was opened of the source."""
-    if source.revision is not None or Path(source.uri).is_dir():
+    if is_folder(source):
         return folder
     return folder / (source.files[0].name if is_single_file(source) else Path(source.uri).name)
 

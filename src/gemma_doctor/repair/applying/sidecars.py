@@ -14,6 +14,7 @@ from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.checkpoint.config import CONFIG_NAME, MAX_CONFIG
 from gemma_doctor.checkpoint.documents import read_document
 from gemma_doctor.checkpoint.files import reading
+from gemma_doctor.checkpoint.hub_names import hub_name
 from gemma_doctor.checkpoint.index import MAX_INDEX
 from gemma_doctor.checkpoint.layout import is_adapter
 from gemma_doctor.checkpoint.quoting import shown
@@ -24,7 +25,7 @@ from gemma_doctor.repair.applying.outfiles import Copied, Document
 from gemma_doctor.repair.applying.schedule import Schedule
 from gemma_doctor.tensors import TensorInfo
 
-__all__ = ["MANIFEST", "Sides", "config_file", "index_file", "is_single_file", "side_files"]
+__all__ = ["MANIFEST", "Sides", "config_file", "index_file", "is_folder", "is_single_file", "side_files"]
 
 MANIFEST = "gemma-doctor.json"
 """What a repaired checkpoint says of its own making."""
@@ -52,7 +53,13 @@ class Sides:
 
 def is_single_file(checkpoint: Checkpoint) -> bool:
     """Whether SOURCE names one tensor file, whose neighbours are none of its business but for ``config.json``."""
-    return checkpoint.index is None and checkpoint.revision is None and not Path(checkpoint.uri).is_dir()
+    return checkpoint.index is None and not is_folder(checkpoint)
+
+
+def is_folder(checkpoint: Checkpoint) -> bool:
+    """Whether SOURCE names a folder: of this machine, or of the Hub, where a repository is one."""
+    far = hub_name(checkpoint.uri)
+    return Path(checkpoint.uri).is_dir() if far is None else not far.is_file
 
 
 def side_files(checkpoint: Checkpoint, made: frozenset[str]) -> Sides:
