@@ -29,7 +29,7 @@ from command import PLAIN, run
 from distributed import Client
 from hub_server import COMMIT, Hub, hub, repository
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-from test_web_scan import Ranged, serving
+from web_server import Ranged, serving
 
 # Dask's processes and sockets outlive the calls that end them by a moment.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

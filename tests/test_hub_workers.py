@@ -20,7 +20,8 @@ from hub_server import COMMIT, Hub, hub, repository
 
 from gemma_doctor.checkpoint import Checkpoint, open_checkpoint
 from gemma_doctor.checkpoint.remote.filesystems import ObjectStore
-from gemma_doctor.checkpoint.remote.hub_store import HubFile, HubStore, Repository
+from gemma_doctor.checkpoint.remote.hub_api import Access, HubFile
+from gemma_doctor.checkpoint.remote.hub_store import HubStore
 from gemma_doctor.checkpoint.remote.web import WebStore
 from gemma_doctor.errors import ChangedError
 from gemma_doctor.inspect.witness import Sighting, Site, Witness
@@ -75,7 +76,7 @@ def test_other_processes_give_the_figures_of_the_folder(server: Hub, folder: Pat
 def test_what_travels_with_a_unit_is_its_own_files_only(tmp_path: Path) -> None:
     """A repository may list thousands of files, and the metadata of a GGUF file hold a vocabulary."""
     files = {f"{n}.safetensors": HubFile(1 << 30, "0" * 64) for n in range(1000)}
-    store = HubStore(Repository("owner/name"), COMMIT, files)
+    store = HubStore(Access("owner/name"), COMMIT, files)
     infos = tuple(FileInfo(name, file.size, {"much": "x" * 1000}, 1) for name, file in files.items())
     tensors = {name: TensorInfo(name, "U8", (1,), name, 8, 9) for name in files}
     hub_site = Site.of(Checkpoint("owner/name", tmp_path, "safetensors", infos, tensors, store=store), files)
@@ -89,7 +90,7 @@ def test_what_travels_with_a_unit_is_its_own_files_only(tmp_path: Path) -> None:
 def test_what_travels_shows_no_secret() -> None:
     """Some versions of Dask log the arguments of a task that fails."""
     stores = (
-        HubStore(Repository("owner/name", token="hf_secret"), COMMIT, {}),
+        HubStore(Access("owner/name", token="hf_secret"), COMMIT, {}),
         WebStore("https://user:secret@host/", "?signature=secret"),
         ObjectStore("s3://key:secret@bucket"),
     )

@@ -44,7 +44,7 @@ def _streamed(name: HubName, access: Access) -> Checkpoint:
     commit, remarks = head(access, name.revision)
     files = listing(access, commit)
     found = place(name, files, snapshot(name.repo, commit))
-    store = HubStore(access, commit, found.folder, files)
+    store = HubStore(access, commit, files, found.folder)
     uri = str(name.at(None))
     opened = read_checkpoint(uri, found.layout, store)
     return replace(opened, revision=commit, store=store, remarks=(*remarks, *opened.remarks))

@@ -161,8 +161,8 @@ def _on_unlisted(opened: Checkpoint) -> Iterator[str]:
     if opened.index is None or opened.config is None:
         files = listed(tuple(info.name for info in opened.files))
         yield (
-            f"without a network nobody knows which files {opened.uri} has: what the Hub's cache holds was read ({files}), "
-            "and there may be more"
+            f"without a network nobody knows which files {opened.uri} has: what the Hub's cache holds was read "
+            f"({files}), and there may be more"
         )
 
 
