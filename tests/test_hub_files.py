@@ -66,7 +66,7 @@ def test_of_several_files_one_is_to_be_named(server: Hub, folder: Path, tmp_path
     assert {finding["rule"] for finding in found["findings"]} >= {"GD501"}
     done = run("scan", "owner/name/q5.gguf", env=env)
     assert (done.code, done.out) == (2, "")
-    assert "owner/name/q5.gguf: the repository has no such file or folder. It has 4 files: 'q4.gguf'" in done.err
+    assert "owner/name/q5.gguf: the repository has no such file or folder. It has 4 files: q4.gguf, q8" in done.err
 
 
 def test_one_file_alone_is_meant(folder: Path, tmp_path: Path) -> None:

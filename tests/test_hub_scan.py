@@ -152,7 +152,7 @@ def test_what_cannot_be_trusted_is_an_error_and_no_figure(
         (["owner/gated"], "accept the terms, at http"),
         (["owner/gated", "--token", "hf_wrong"], "'hf auth login'"),
         (["owner/pickled"], "Pickles can run code and are never loaded"),
-        (["owner/empty"], "It has 1 file: 'README.md'."),
+        (["owner/empty"], "It has 1 file: README.md."),
         (["owner/parts"], "but below it: unet, vae."),
     ],
 )
