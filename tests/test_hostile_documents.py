@@ -29,8 +29,10 @@ LAYERS = ("num_hidden_layers", "conf_num_hidden_layers", "altup_num_inputs", "nu
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_corpus_is_refused_or_keeps_the_readers_law(name: str) -> None:
     """What an hour of fuzzing kept: every step from line to line that it reached."""
-    accepted = [TARGETS[name].reader(text) for text in corpus(name)]
-    assert {True, False} == set(accepted)
+    documents = corpus(name)
+    accepted = sum(map(TARGETS[name].reader, documents))
+    assert accepted < len(documents)
+    assert all(map(TARGETS[name].reader, TARGETS[name].seeds))
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -271,3 +271,10 @@ def test_what_no_pass_mends_is_left_with_a_reason(tmp_path: Path) -> None:
     reasons = {item.rule: item.reason for item in plan.left}
     assert reasons["GD501"] == "it is no whole number of four bytes, so the file has to be converted anew"
     assert reasons["GD201"].startswith("no pass mends it")
+
+
+def test_a_file_that_can_no_longer_be_read_is_named_with_the_cause(sick: Path) -> None:
+    report = gemma_doctor.scan(sick)
+    os.truncate(sick, 400)
+    with pytest.raises(ChangedError, match=r"is not what this report describes \(.*it is cut short.*\): scan it again"):
+        gemma_doctor.plan(report)

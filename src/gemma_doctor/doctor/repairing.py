@@ -46,8 +46,10 @@ def plan(
     """
     checkpoint = fetched(report.source.uri, report.source.revision)
     _refuse_incomplete(report)
+    others = {file.name for file in checkpoint.files if file not in report.source.files}
     if checkpoint.files != report.source.files:
-        raise ChangedError(f"{report.source.uri} is not what this report describes: scan it again")
+        why = next((f" ({fault.message})" for fault in checkpoint.faults if fault.file in others), "")
+        raise ChangedError(f"{report.source.uri} is not what this report describes{why}: scan it again")
     stats = {tensor.info.name: tensor.stats for tensor in report.tensors}
     examination = examine(
         checkpoint, stats, report.target_dtype, report.loader, whole=len(stats) == len(checkpoint.tensors)
