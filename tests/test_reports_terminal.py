@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from sample_reports import PUBLISHED, TOWER, finding, report, tensor
-from sample_verifications import VERIFICATION, verified
+from sample_verifications import FAILURE, VERIFICATION, verified
 
 from gemma_doctor.records import Coverage, Report, Skipped, Suppressed
 from gemma_doctor.reports.sheet import console_for, rendered
@@ -105,7 +105,8 @@ def sick() -> Report:
         ),
         (  # its rule is ignored, and it fails all the same
             verified(),
-            "Nothing new. Ran forward and backward in float16 with text and image: aten.convolution in tower.conv fails first.",
+            "Nothing new. Ran forward and backward in float16 with text and image: "
+            + f"{FAILURE.activation.op} in {FAILURE.activation.module} fails first.",
         ),
         (
             verified(replace(VERIFICATION, runs=VERIFICATION.runs[1:])),
