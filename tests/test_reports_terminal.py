@@ -105,8 +105,10 @@ def sick() -> Report:
         ),
         (  # its rule is ignored, and it fails all the same
             verified(),
-            "Nothing new. Ran forward and backward in float16 with text and image: "
-            + f"{FAILURE.activation.op} in {FAILURE.activation.module} fails first.",
+            (
+                "Nothing new. Ran forward and backward in float16 with text and image: "
+                f"{FAILURE.activation.op} in {FAILURE.activation.module} fails first."
+            ),
         ),
         (
             verified(replace(VERIFICATION, runs=VERIFICATION.runs[1:])),
