@@ -44,7 +44,8 @@ def test_ranges_are_the_files_bytes(tmp_path: Path) -> None:
 
 
 def test_many_threads_read_many_files_at_once(tmp_path: Path) -> None:
-    raws = {f"{n}.safetensors": write_file(tmp_path / f"{n}.safetensors", f"{n}").read_bytes() for n in range(8)}
+    names = [f"model-{n}-of-8.safetensors" for n in range(1, 9)]
+    raws = {name: write_file(tmp_path / name, name).read_bytes() for name in names}
     wanted = [*raws.items()] * 50
     before = open_files()
     with FileBytes(open_checkpoint(tmp_path)) as files, ThreadPoolExecutor(8) as pool:

@@ -140,6 +140,14 @@ def test_a_checkpoint_with_a_missing_tensor_is_not_run(tmp_path: Path) -> None:
     assert "would initialise 1 tensors at random, model.layers.1.mlp.up_proj.weight first" in done.stderr
 
 
-def test_a_folder_without_a_known_config_is_not_run(tmp_path: Path) -> None:
-    done = run("verify", write(tmp_path / "checkpoint", {"w": healthy(tiny_gemma3_config())["model.norm.weight"]}))
-    assert (done.returncode, "never runs code from a checkpoint" in done.stderr) == (2, True), done.stderr
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (None, "holds no config.json, without which transformers cannot build the model"),
+        ({"model_type": "unheard-of"}, "never runs code from a checkpoint"),
+    ],
+)
+def test_a_folder_without_a_known_config_is_not_run(config: dict[str, object] | None, why: str, tmp_path: Path) -> None:
+    tensors = {"w": healthy(tiny_gemma3_config())["model.norm.weight"]}
+    done = run("verify", write(tmp_path / "checkpoint", tensors, config))
+    assert (done.returncode, why in done.stderr) == (2, True), done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +15,12 @@ from checkpoints import healthy, in_bfloat16, tiny_gemma3_config, write
 from command import PLAIN, call
 
 import gemma_doctor
-from gemma_doctor import TensorInfo, doctor
-from gemma_doctor.checkpoint import Checkpoint
+from gemma_doctor import doctor
 from gemma_doctor.doctor import scanning
 from gemma_doctor.errors import ChangedError
 from gemma_doctor.inspect import survey as room
 from gemma_doctor.inspect import units
+from gemma_doctor.inspect.orders import Order
 
 FILE = "model.safetensors"
 
@@ -101,12 +101,12 @@ def test_a_file_that_changes_before_its_tied_head_is_compared(tmp_path: Path, mo
     tensors = in_bfloat16(healthy(config))
     write(tmp_path, {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}, config)
 
-    def survey_then_cut(checkpoint: Checkpoint, tensors: Iterable[TensorInfo], **_: object) -> room.Survey:
-        measured = room.survey(checkpoint, tensors)
+    def measure_then_cut(order: Order, **_: object) -> room.Survey:
+        measured = room.carry_out(order)
         cut(tmp_path / FILE)
         return measured
 
-    monkeypatch.setattr(scanning, "survey", survey_then_cut)
+    monkeypatch.setattr(scanning, "carry_out", measure_then_cut)
     with pytest.raises(ChangedError, match="and has 4,096 now"):
         gemma_doctor.scan(tmp_path)
 

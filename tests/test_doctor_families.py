@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,8 +28,8 @@ from checkpoints import (
 import gemma_doctor
 from gemma_doctor import Options, Report, TensorInfo
 from gemma_doctor.architectures import identify
-from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.doctor import scanning
+from gemma_doctor.inspect.orders import Order
 from gemma_doctor.inspect.survey import Survey
 from gemma_doctor.tensors import TensorStats
 
@@ -165,9 +165,9 @@ def merged(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def sound_figures(_: Checkpoint, tensors: Iterable[TensorInfo], **__: object) -> Survey:
+def sound_figures(order: Order, **_: object) -> Survey:
     """Figures as of a sound initialisation (rows of unit length, zero biases), without looking at any byte."""
-    return Survey({tensor.name: _sound(tensor) for tensor in tensors}, ())
+    return Survey({tensor.name: _sound(tensor) for tensor in order.wanted}, ())
 
 
 def _sound(tensor: TensorInfo) -> TensorStats:
@@ -183,7 +183,7 @@ def _sound(tensor: TensorInfo) -> TensorStats:
 
 
 def test_the_merged_checkpoints_float16_is_seen(merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanning, "survey", sound_figures)
+    monkeypatch.setattr(scanning, "carry_out", sound_figures)
     scanned = gemma_doctor.scan(merged)
     by_rule = defaultdict(list)
     for finding in scanned.findings:
