@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from pathlib import Path
 from unittest import mock
@@ -14,10 +15,12 @@ import transformers
 from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3n_text_config, write
 
 from gemma_doctor import doctor
+from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.errors import CheckpointError, UsageError
-from gemma_doctor.verify import bench, machine
+from gemma_doctor.verify import bench, loading, machine
 from gemma_doctor.verify.measures import Measures, Request
 
+CPU = torch.device("cpu")
 SHORT = Measures(device="cpu", request=Request(length=8))
 
 
@@ -86,6 +89,15 @@ def test_pickled_weights_are_never_loaded(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(CheckpointError, match="would initialise"):
         doctor.verify(tmp_path, SHORT)
+
+
+def test_a_shard_that_is_cut_short_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
+    config = tiny_gemma3_config()
+    folder = write(tmp_path / "checkpoint", healthy(config), config)
+    opened = loading.read_config(open_checkpoint(folder))
+    os.truncate(folder / "model.safetensors", 4000)
+    with pytest.raises(CheckpointError, match="transformers cannot load it"), opened.loaded(torch.float32, CPU):
+        pass
 
 
 def test_an_unknown_model_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from gemma_doctor.checkpoint import Checkpoint
@@ -84,7 +85,7 @@ class Subject:
                 )
         except torch.OutOfMemoryError:
             raise
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
             raise CheckpointError(f"{self.folder}: transformers cannot load it: {_first_line(error)}") from error
         missing = sorted(map(str, said["missing_keys"]))
         if missing:
