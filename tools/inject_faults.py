@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--gguf", action="store_true", help="harm the repair of a GGUF file, too")
     parser.add_argument("--far", action="store_true", help="harm scans of a Hub repository and on a Dask cluster, too")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # begun with &, it and its children would ignore Ctrl-C
     rng, started = random.Random(arguments.seed), time.monotonic()  # noqa: S311  # repeatable, not secret
     print("| harm | attempts | struck before the end | survived | lost |\n| --- | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory(prefix="gemma-doctor-harm-") as folder:
