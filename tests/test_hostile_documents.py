@@ -67,6 +67,7 @@ def test_a_link_that_leads_to_itself_is_named(tmp_path: Path, monkeypatch: pytes
     done = call(command[0], "model.safetensors", *command[1:])
     assert done.code == 2
     assert "model.safetensors" in done.out + done.err
+    assert "Traceback" not in done.err
     assert not Path("out").exists()
 
 
