@@ -190,6 +190,21 @@ def test_a_full_disk_says_how_to_restore(sick: Path, monkeypatch: pytest.MonkeyP
     assert sick.read_bytes() == before
 
 
+@pytest.mark.parametrize("where", ["../other.gguf", "{}/other.gguf"])
+@pytest.mark.parametrize("how", ["--in-place", "--output"])
+def test_a_plan_never_leads_out_of_the_checkpoint(sick: Path, tmp_path: Path, where: str, how: str) -> None:
+    other, file = ggufs.gemma3n(tmp_path / "other.gguf", (FLOAT32, 10.0)), tmp_path / "plan.json"
+    before = other.read_bytes()
+    call("repair", sick, "--dry-run", "--save-plan", file)
+    plan = json.loads(file.read_text())
+    plan["edits"][0]["file"] = where.format(tmp_path)
+    file.write_text(json.dumps(plan))
+    done = call("repair", sick, "--plan", file, how, *([tmp_path / "out"] if how == "--output" else []))
+    assert (done.code, "cannot be carried out" in done.err) == (2, True)
+    assert other.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "other.gguf", "plan.json"}
+
+
 def test_a_disk_too_full_for_the_backup_leaves_nothing(sick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
