@@ -96,27 +96,24 @@ def interrupted(server: Hub, command: str, number: signal.Signals) -> Harm:
 
 
 @contextmanager
-def served_apart(folder: Path) -> Iterator[tuple[dict[str, str], subprocess.Popen[str]]]:
-    """A slow Hub in a process of its own: the environment that leads to it, and the process."""
-    words = [sys.executable, hub_server.__file__, str(folder)]
+def served_apart(folder: Path, last: int) -> Iterator[dict[str, str]]:
+    """A Hub in a process of its own, which a request kills: the environment that leads to it."""
+    words = [sys.executable, hub_server.__file__, str(folder), str(last)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield {"HF_ENDPOINT": process.stdout.readline().strip()}, process
+            yield {"HF_ENDPOINT": process.stdout.readline().strip()}
         finally:
             process.kill()
 
 
 def server_killed(scene: Scene, rng: random.Random) -> Outcome:
-    """Harm to a scan by a Hub that dies."""
+    """Harm to a scan by a Hub that dies, at its first requests or while tensors come."""
     prepare(scene)
-    with served_apart(scene.source) as (environment, server):
-        process = replace(scene, environment={**scene.environment, **environment}).start("scan")
-        time.sleep(rng.uniform(0.5, 1.2) * scene.seconds["scan"])
-        server.kill()
-        ended = end(process)
+    with served_apart(scene.source, rng.randint(1, 16)) as environment:
+        ended = end(replace(scene, environment={**scene.environment, **environment}).start("scan"))
     struck = ended.code == 2
-    wrong = [] if not struck or "Check the network" in ended.err else [f"the cause is not told: {ended.err}"]
+    wrong = [] if not struck or "Check " in ended.err else [f"the cause is not told: {ended.err}"]
     return Outcome(struck, (*judge(scene, ended, (2,) if struck else (scene.code,)), *wrong))
 
 

@@ -4,7 +4,7 @@ It speaks to the real client what huggingface.co speaks to it: the revision and 
 ``X-Repo-Commit``, ``X-Linked-Etag`` and ``X-Linked-Size``, redirects to signed URLs of another host (here: another
 port), ranges, errors with ``X-Error-Code``, and the upload of a commit. Every byte of a body is counted.
 
-As a program it serves a folder, slowly, until it is killed: ``python tests/hub_server.py FOLDER``.
+As a program it serves a folder until it kills itself at the n-th request: ``python tests/hub_server.py FOLDER N``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -57,6 +59,7 @@ class Hub:
         linked_tag: The entity tag that the Hub gives in place of the content's.
         lie: How the storage lies: "whole", "longer", "shorter", "range", "total", "early" or "".
         read_only: Path, less its last part, of the uploads that the token may not make.
+        last: Which request is the last: it kills the process; 0 for none.
         signatures: How many requests a signed URL is good for.
         requests: Methods and paths that were asked for.
         sent: Bytes of tensor files that the storage has sent.
@@ -78,6 +81,7 @@ class Hub:
     tags: list[str] = field(default_factory=list)
     linked_tag: str = ""
     read_only: str = ""
+    last: int = 0
     signatures: int = 1 << 30
     requests: list[str] = field(default_factory=list)
     sent: int = 0
@@ -150,6 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Count the request, and be as slow as told."""
         with self.hub.lock:
             self.hub.requests.append(f"{self.command} {self.path}")
+            if len(self.hub.requests) == self.hub.last:
+                os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.hub.latency)
 
     def answer(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
@@ -399,14 +405,14 @@ def _write(handler: _Handler, status: int, part: bytes, length: int | None, head
         hub.sent += half if cut else len(part)
 
 
-def _serve(folder: Path) -> None:
-    """A slow Hub with one repository, until this process ends; its address comes first on standard output."""
+def _serve(folder: Path, last: int) -> None:
+    """A Hub with one repository, until its last request; its address comes first on standard output."""
     with hub(name=repository(folder)) as running:
-        running.pause = 0.05
+        running.last = last
         sys.stdout.write(f"{running.url}\n")
         sys.stdout.flush()
         threading.Event().wait()
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    _serve(Path(sys.argv[1]), int(sys.argv[2]))
