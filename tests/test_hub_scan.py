@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import pty
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoints import write
-from command import Done, run
+from command import PLAIN, Done, run
 from hub_server import COMMIT, Hub, hub, repository
 
 NAMES = [f"model.{part}.{index}.weight" for part in ("vision_tower", "language_model") for index in range(6)]
@@ -66,6 +71,31 @@ def test_a_scan_of_the_hub_is_the_scan_of_the_folder(server: Hub, folder: Path, 
     size = sum(path.stat().st_size for path in folder.iterdir())
     assert server.sent <= size
     assert not list((tmp_path / "home").rglob("*"))
+
+
+def test_progress_is_of_the_bytes_that_are_selected(server: Hub, tmp_path: Path) -> None:
+    server.latency = 0.3  # so that the bar is drawn meanwhile
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gemma_doctor", "scan", "owner/name", "--include", "*vision_tower*"],
+        env={**os.environ, **PLAIN, **server.environment(tmp_path / "home")},
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        shown = b"".join(iter(partial(_heard, terminal), b"")).decode()
+    assert process.wait(60) == 0, shown
+    selected = 6 * 200 * 256 * 4
+    assert f"/{selected / 1e6:.1f} MB" in shown
+
+
+def _heard(terminal: io.FileIO) -> bytes:
+    """What a terminal shows next; nothing at its end, which Linux reports as EIO."""
+    try:
+        return terminal.read(4096)
+    except OSError:
+        return b""
 
 
 def test_what_is_not_selected_is_not_fetched(server: Hub, folder: Path, tmp_path: Path) -> None:
