@@ -170,7 +170,7 @@ def test_exact_arithmetic_rounds_nothing() -> None:
 
 
 def analysed(config: Mapping[str, Any], tensors: Mapping[str, Array]) -> RangeAnalysis:
-    return examine(tensors, config).ranges()
+    return examine(tensors, config).ranges
 
 
 def louder(tensors: Mapping[str, Array], name: str, amount: float) -> dict[str, Array]:

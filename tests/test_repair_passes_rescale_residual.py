@@ -236,7 +236,7 @@ def test_a_trace_does_not_cost_the_proof_where_the_streams_are_proved(tmp_path: 
     """Only the scalings inside the layers can bring the last bounds under the limit; measured peaks ask for none."""
     tensors = inside("mlp.up_proj", 2.0**15)
     exam = admit(tmp_path / "sick", tensors, GEMMA3)
-    assert not exam.ranges().certified
+    assert not exam.ranges.certified
     quiet = {f"model.layers.{i}.mlp.{part}_proj": Measured(1.0) for i in (0, 1) for part in ("up", "down")}
     plan = plan_for(exam, "GD301", passes=[PASS], calibration=Calibration("trace", quiet))
     assert powers(plan).keys() >= {f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1)}

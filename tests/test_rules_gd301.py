@@ -138,7 +138,7 @@ def test_weights_that_a_loader_makes_infinite_are_left_to_gd102() -> None:
 
 def test_gemma_2_writes_its_scores_whatever_the_attention() -> None:
     config = tiny_gemma2_config()
-    analysis, other = examine(healthy(config), config).ranges(), examine(healthy(GEMMA3), GEMMA3).ranges()
+    analysis, other = examine(healthy(config), config).ranges, examine(healthy(GEMMA3), GEMMA3).ranges
     assert (len(analysis.scores), len(other.scores)) == (0, 2)
     assert sum(item.value.name.endswith("(scores)") for item in analysis.written) == 2
     assert not any(item.value.name.endswith("(scores)") for item in other.written)

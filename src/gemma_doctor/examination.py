@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from gemma_doctor.architectures import detect_layout, gguf, identify, output_limit
 from gemma_doctor.architectures.base import Conv, Expected, KeyLayout, Model, Need
@@ -20,7 +21,7 @@ from gemma_doctor.tensors import MeasuredTensor, TensorInfo, TensorStats
 __all__ = ["Examination", "assemble"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots, so that what is worked out once can be kept
 class Examination:
     """Everything a rule or a pass may look at; neither touches a file.
 
@@ -99,6 +100,7 @@ class Examination:
         """The float tensors, if they are judged for float16; none of them for another target."""
         return self.floats() if self.target_dtype == "float16" else iter(())
 
+    @cached_property
     def ranges(self) -> RangeAnalysis:
         """What is proved of every value that a float16 run writes."""
         return analyse(self.model, {self.canonical(name): tensor for name, tensor in self.tensors.items()})

@@ -155,7 +155,7 @@ def _proof(examination: Examination) -> Proof | None:
     """How many values of a float16 run are proved to fit, if the whole checkpoint was examined for float16."""
     if examination.target_dtype != "float16" or not examination.selected or not examination.model.values:
         return None
-    analysis = examination.ranges()
+    analysis = examination.ranges
     written, scores = analysis.written, analysis.scores
     safe, scores_safe = (sum(item.safe for item in items) for items in (written, scores))
     return Proof(len(written), safe, ASSUMPTIONS, len(scores), scores_safe)

@@ -75,7 +75,7 @@ def check(exam: Examination) -> Iterator[Finding]:
     """One finding for each residual stream that can leave its limit, and one for all values inside the layers."""
     if exam.target_dtype != "float16":
         return
-    analysis = exam.ranges()
+    analysis = exam.ranges
     found = [_stream(exam, analysis, name, worst) for name, worst in analysis.streams().items() if _counts(exam, worst)]
     order = {name: index for index, name in enumerate(exam.tensors)}
     yield from sorted(found, key=lambda finding: order.get(finding.tensor or "", len(order)))
