@@ -29,6 +29,7 @@ from gemma_doctor.checkpoint import Checkpoint, open_checkpoint
 from gemma_doctor.inspect.cluster import DaskCrew, connected
 from gemma_doctor.inspect.crew import Crew
 from gemma_doctor.inspect.line import AHEAD
+from gemma_doctor.inspect.orders import Order
 from gemma_doctor.inspect.survey import survey
 from gemma_doctor.inspect.units import cut
 from gemma_doctor.inspect.witness import Site, measure_at
@@ -233,7 +234,7 @@ def _workers(number: int) -> Iterator[str]:
 
 
 def _survey(checkpoint: Checkpoint, crew: Crew | None, jobs: int | None = None) -> None:
-    survey(checkpoint, checkpoint.tensors.values(), crew=crew, jobs=jobs)
+    survey(Order.of(checkpoint, checkpoint.tensors.values()), crew=crew, jobs=jobs)
 
 
 if __name__ == "__main__":

@@ -102,11 +102,11 @@ def test_a_file_that_changes_before_its_tied_head_is_compared(tmp_path: Path, mo
     write(tmp_path, {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}, config)
 
     def measure_then_cut(order: Order, **_: object) -> room.Survey:
-        measured = room.carry_out(order)
+        measured = room.survey(order)
         cut(tmp_path / FILE)
         return measured
 
-    monkeypatch.setattr(scanning, "carry_out", measure_then_cut)
+    monkeypatch.setattr(scanning, "survey", measure_then_cut)
     with pytest.raises(ChangedError, match="and has 4,096 now"):
         gemma_doctor.scan(tmp_path)
 

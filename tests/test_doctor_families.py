@@ -183,7 +183,7 @@ def _sound(tensor: TensorInfo) -> TensorStats:
 
 
 def test_the_merged_checkpoints_float16_is_seen(merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanning, "carry_out", sound_figures)
+    monkeypatch.setattr(scanning, "survey", sound_figures)
     scanned = gemma_doctor.scan(merged)
     by_rule = defaultdict(list)
     for finding in scanned.findings:

@@ -24,6 +24,7 @@ from gemma_doctor.errors import ChangedError, ClusterError, UsageError
 from gemma_doctor.inspect import crew as hiring
 from gemma_doctor.inspect import units
 from gemma_doctor.inspect.crew import Crew, hire
+from gemma_doctor.inspect.orders import Order
 from gemma_doctor.inspect.survey import Survey, survey
 from gemma_doctor.inspect.witness import Site, Witness, measure_at
 
@@ -80,7 +81,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: Checkpoint) -> Survey:
-    return survey(checkpoint, checkpoint.tensors.values(), jobs=1)
+    return survey(Order.of(checkpoint, checkpoint.tensors.values()), jobs=1)
 
 
 def by(executor: Executor, width: int, checkpoint: Checkpoint, unit_bytes: int = 3000) -> Survey:
@@ -89,7 +90,7 @@ def by(executor: Executor, width: int, checkpoint: Checkpoint, unit_bytes: int =
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Crew, "unit_bytes", lambda *_: unit_bytes)
         patch.setattr(units, "PIECE_COST", 16)
-        return survey(checkpoint, checkpoint.tensors.values(), crew=crew)
+        return survey(Order.of(checkpoint, checkpoint.tensors.values()), crew=crew)
 
 
 @given(seed=st.integers(0, 2**32), width=st.integers(1, 40), unit_bytes=st.sampled_from([1, 500, 3000, 1 << 20]))
@@ -151,14 +152,16 @@ def test_an_interrupt_cancels_what_is_under_way(checkpoint: Checkpoint) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Crew, "unit_bytes", lambda *_: 500)
         with pytest.raises(KeyboardInterrupt):
-            survey(checkpoint, checkpoint.tensors.values(), crew=Crew(executor, 5), progress=Watcher(interrupt))
+            survey(
+                Order.of(checkpoint, checkpoint.tensors.values()), crew=Crew(executor, 5), progress=Watcher(interrupt)
+            )
     assert (executor.left, open_files()) == (0, open_before)
 
 
 def test_progress_comes_from_the_thread_that_asked(checkpoint: Checkpoint) -> None:
     watcher = Watcher()
     with ThreadPoolExecutor(3) as pool:
-        survey(checkpoint, checkpoint.tensors.values(), crew=Crew(pool, 3), progress=watcher)
+        survey(Order.of(checkpoint, checkpoint.tensors.values()), crew=Crew(pool, 3), progress=watcher)
     assert watcher.total == [sum(watcher.steps)]
     assert watcher.threads == {threading.get_ident()}
 
@@ -196,7 +199,7 @@ def substitute(path: Path) -> None:
 def test_a_file_that_changes_meanwhile_is_an_error(model: Checkpoint, change: Callable[[Path], None]) -> None:
     watcher = Watcher(lambda: change(model.root / "model.safetensors"))
     with ThreadPoolExecutor(1) as pool, pytest.raises(ChangedError, match=r"^model\.safetensors: the file "):
-        survey(model, model.tensors.values(), crew=Crew(pool, 1), progress=watcher)
+        survey(Order.of(model, model.tensors.values()), crew=Crew(pool, 1), progress=watcher)
 
 
 def test_another_file_of_the_same_size_elsewhere_is_an_error(model: Checkpoint) -> None:

@@ -18,6 +18,7 @@ from gemma_doctor.checkpoint import Checkpoint, open_checkpoint
 from gemma_doctor.errors import ChangedError
 from gemma_doctor.inspect import survey as surveying
 from gemma_doctor.inspect import units as room
+from gemma_doctor.inspect.orders import Order
 from gemma_doctor.inspect.survey import Survey, survey
 from gemma_doctor.kernels import geometry
 from gemma_doctor.kernels.measure import measure
@@ -72,7 +73,7 @@ def open_files() -> int:
 
 
 def survey_all(checkpoint: Checkpoint, jobs: int | None = None, progress: Watcher | None = None) -> Survey:
-    return survey(checkpoint, checkpoint.tensors.values(), jobs=jobs, progress=progress)
+    return survey(Order.of(checkpoint, checkpoint.tensors.values()), jobs=jobs, progress=progress)
 
 
 def test_every_tensor_has_the_oracles_figures(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_a_tensor_larger_than_a_unit_is_cut_at_its_blocks(tmp_path: Path, monkey
 def test_only_what_is_asked_for_is_measured_in_that_order(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(tmp_path, dict.fromkeys("abcd", ("U8", (1,), b"\1")))
     watcher = Watcher()
-    found = survey(checkpoint, [checkpoint.tensors[name] for name in "db"], progress=watcher)
+    found = survey(Order.of(checkpoint, [checkpoint.tensors[name] for name in "db"]), progress=watcher)
     assert (list(found.stats), watcher.total, sum(watcher.steps)) == (["d", "b"], [2], 2)
 
 

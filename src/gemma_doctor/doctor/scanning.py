@@ -20,7 +20,7 @@ from gemma_doctor.inspect.crew import Crew, hire
 from gemma_doctor.inspect.orders import Order, Survey
 from gemma_doctor.inspect.registry import RULES
 from gemma_doctor.inspect.remarks import remarks
-from gemma_doctor.inspect.survey import carry_out
+from gemma_doctor.inspect.survey import survey
 from gemma_doctor.records import Coverage, Finding, Progress, Proof, Report, Skipped, Source
 from gemma_doctor.repair.planning.registry import find_pass
 from gemma_doctor.version import __version__
@@ -63,7 +63,7 @@ def scan(  # noqa: PLR0913  # a Hub repository is named by three words
     options, started = options or Options(), time.perf_counter()
     case = opened(source, options, revision=revision, token=token, download=download)
     with hire(executor, options.dask, options.jobs) as crew:
-        measured = carry_out(case, jobs=options.jobs, crew=crew, progress=progress)
+        measured = survey(case, jobs=options.jobs, crew=crew, progress=progress)
     return judged(case, measured, started)
 
 

@@ -6,7 +6,7 @@ The work is cut into units (:mod:`gemma_doctor.inspect.units`), of which a bound
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from itertools import islice
@@ -21,22 +21,16 @@ from gemma_doctor.inspect.units import cut, measure_unit
 from gemma_doctor.records import Progress
 from gemma_doctor.tensors import TensorInfo
 
-__all__ = ["Survey", "carry_out", "survey"]
+__all__ = ["Survey", "survey"]
 
 
 def survey(
-    checkpoint: Checkpoint,
-    tensors: Iterable[TensorInfo],
-    *,
-    jobs: int | None = None,
-    crew: Crew | None = None,
-    progress: Progress | None = None,
+    order: Order, *, jobs: int | None = None, crew: Crew | None = None, progress: Progress | None = None
 ) -> Survey:
     """Measures tensors to their last element.
 
     Args:
-        checkpoint: The checkpoint that holds them.
-        tensors: Which ones.
+        order: Which ones, of which checkpoint.
         jobs: Threads; None for one per core that this process may use. A crew has its own.
         crew: Who measures, if not threads of this process. The result is the same.
         progress: Who is told how far it is.
@@ -46,13 +40,6 @@ def survey(
         CheckpointError: If a file cannot be read.
         ClusterError: If the crew fails.
     """
-    return carry_out(Order.of(checkpoint, tensors), jobs=jobs, crew=crew, progress=progress)
-
-
-def carry_out(
-    order: Order, *, jobs: int | None = None, crew: Crew | None = None, progress: Progress | None = None
-) -> Survey:
-    """The same for an order."""
     if crew is None:
         with closing(_by_threads(order.checkpoint, order.wanted, jobs)) as measured:
             return order.gathered(measured, progress)
