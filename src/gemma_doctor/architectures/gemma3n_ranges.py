@@ -37,7 +37,7 @@ from gemma_doctor.architectures.expressions import (
     Weighted,
     Within,
 )
-from gemma_doctor.architectures.ledger import Ledger, activated, logit_growth
+from gemma_doctor.architectures.ledger import Ledger, activated
 from gemma_doctor.architectures.limits import SQUARE_LIMIT
 
 __all__ = ["Decoder", "ranges"]
@@ -120,9 +120,7 @@ def ranges(decoder: Decoder) -> tuple[tuple[Value, ...], tuple[Rescaling, ...]]:
     ledger.inner(decoder.prefix.removesuffix("."), "first stream, squared", "altup", stream, limit=SQUARE_LIMIT)
     _projected(ledger, decoder, "altup_unembed_projections", stream, None)
     final = ledger.norm(f"{decoder.prefix}norm", decoder.width)
-    weight, growth = decoder.table if decoder.tied else "lm_head.weight", logit_growth(decoder.text)
-    logits: Input = Linear(weight, final)
-    ledger.module("lm_head", "linear", logits if growth <= 1 else Times(growth, logits))
+    ledger.logits("lm_head", decoder.table if decoder.tied else "lm_head.weight", final, decoder.text)
     return tuple(ledger.values), (_stream(decoder, ledger.values, start), *inner)
 
 

@@ -20,11 +20,12 @@ from gemma_doctor.architectures.expressions import (
     Rotated,
     Shifted,
     Slice,
+    Times,
     Unbounded,
 )
 from gemma_doctor.tensors import FP16_MAX
 
-__all__ = ["Ledger", "activated", "logit_growth"]
+__all__ = ["Ledger", "activated"]
 
 _NEVER_GROW = frozenset({"gelu_pytorch_tanh", "gelu", "silu", "relu"})
 """Activations of transformers that are one fused operation and never grow a value."""
@@ -93,6 +94,19 @@ class Ledger:
         """
         return self.module(name, "norm", AfterNorm(f"{name}.weight", channels, plus_one))
 
+    def logits(self, name: str, weight: str, final: Input, text: Section) -> None:
+        """Write down the logits, divided by the cap where they are soft-capped: a cap below 1 enlarges them.
+
+        Args:
+            name: The head's module.
+            weight: Its weight, which may be the embedding.
+            final: What it takes.
+            text: The text config.
+        """
+        growth = max(1.0, 1 / text.number("final_logit_softcapping", 1.0, 1e-6, 1e6))
+        product: Input = Linear(weight, final)
+        self.module(name, "linear", product if growth <= 1 else Times(growth, product))
+
     def rotated(self, name: str, what: str, text: Section, head: Input) -> Input:
         """Write down a head after rotary position embedding.
 
@@ -143,15 +157,6 @@ def activated(config: Section, key: str, source: Input) -> Input:
     """
     name = config.text(key) or "gelu_pytorch_tanh"
     return source if name in _NEVER_GROW else Unbounded(f"the activation {name!r} is not known")
-
-
-def logit_growth(text: Section) -> float:
-    """The most that soft-capping can enlarge the logits before its tanh: it divides them by the cap.
-
-    Args:
-        text: The text config.
-    """
-    return max(1.0, 1 / text.number("final_logit_softcapping", 1.0, 1e-6, 1e6))
 
 
 def _rotated(text: Section, source: Input) -> Input:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from gemma_doctor.architectures.base import Reader, Rescaling, Value
 from gemma_doctor.architectures.config import Section
-from gemma_doctor.architectures.expressions import AfterNorm, Dot, Either, Input, Linear, Row, Slice, Sum, Times
-from gemma_doctor.architectures.ledger import Ledger, activated, logit_growth
+from gemma_doctor.architectures.expressions import AfterNorm, Dot, Either, Input, Row, Slice, Sum, Times
+from gemma_doctor.architectures.ledger import Ledger, activated
 
 __all__ = ["STREAM", "Decoder", "ranges"]
 
@@ -84,9 +84,7 @@ def ranges(decoder: Decoder) -> tuple[tuple[Value, ...], tuple[Rescaling, ...]]:
     final = ledger.norm(f"{decoder.prefix}norm", decoder.width, plus_one=True)
     if decoder.head is not None:
         weight = decoder.table if decoder.tied else f"{decoder.head}.weight"
-        growth = logit_growth(decoder.text)
-        logits: Input = Linear(weight, final)
-        ledger.module(decoder.head, "linear", logits if growth <= 1 else Times(growth, logits))
+        ledger.logits(decoder.head, weight, final, decoder.text)
     return tuple(ledger.values), (_stream(decoder, ledger.values, start), *inner)
 
 
