@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote
 
+from gemma_doctor.checkpoint.layout import PICKLES
 from gemma_doctor.errors import UsageError
 
 __all__ = ["HubName", "hub_name"]
@@ -26,7 +27,7 @@ _NAME = re.compile(
     re.ASCII | re.DOTALL,
 )
 _OTHER_KINDS = ("buckets/", "datasets/", "kernels/", "spaces/")
-_FILES = (".bin", ".ckpt", ".gguf", ".json", ".pkl", ".pt", ".pth", ".safetensors", ".txt")
+_FILES = (*PICKLES, ".gguf", ".json", ".safetensors", ".txt")
 """Endings of files: ``folder/model.safetensors`` is a path that is wrong, and no repository."""
 
 

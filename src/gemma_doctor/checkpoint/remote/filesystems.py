@@ -20,6 +20,7 @@ from gemma_doctor.checkpoint.layout import Layout, arrange, single
 from gemma_doctor.checkpoint.model import Checkpoint
 from gemma_doctor.checkpoint.quoting import shown, without_secrets
 from gemma_doctor.checkpoint.remote.beside import RefusedConfigError, on_refused_config, parts_there
+from gemma_doctor.checkpoint.remote.ranges import changed
 from gemma_doctor.checkpoint.remote.stream import stream
 from gemma_doctor.errors import ChangedError, SourceNotFoundError, TransferError, UsageError
 
@@ -60,7 +61,7 @@ class ObjectStore:
         """
         file = ObjectFile(f"{self.base}/{name}", name)
         if self.seen.setdefault(name, file.state) != file.state:
-            raise _changed(name)
+            raise changed(name)
         return file
 
     def only(self, names: Collection[str]) -> ObjectStore:
@@ -131,16 +132,12 @@ class ObjectFile:
         except FileNotFoundError:
             raise ChangedError(f"{shown(self._name)}: it is gone. Scan again.") from None
         if now != self.state:
-            raise _changed(self._name)
+            raise changed(self._name)
 
     def _ask(self) -> Mapping[str, Any]:
         with _explaining(self._name):
             info = self._system.info(self._path)
         return {key: info[key] for key in _IDENTITY if key in info}
-
-
-def _changed(name: str) -> ChangedError:
-    return ChangedError(f"{shown(name)}: the file changed while it was read. Scan again.")
 
 
 @contextmanager

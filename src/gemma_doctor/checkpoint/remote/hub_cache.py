@@ -15,7 +15,7 @@ from gemma_doctor.checkpoint.config import CONFIG_NAME
 from gemma_doctor.checkpoint.contents import read_checkpoint
 from gemma_doctor.checkpoint.hub_names import HubName
 from gemma_doctor.checkpoint.index import leaves_folder, read_index
-from gemma_doctor.checkpoint.layout import Layout, all_parts, listed
+from gemma_doctor.checkpoint.layout import PICKLES, Layout, all_parts, listed
 from gemma_doctor.checkpoint.model import Checkpoint
 from gemma_doctor.checkpoint.remote.hub_api import Access, listing, noted_head
 from gemma_doctor.checkpoint.remote.hub_layout import Place, place
@@ -27,7 +27,7 @@ from gemma_doctor.errors import SourceNotFoundError
 __all__ = ["downloaded", "offline", "snapshot"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_OTHER_FORMATS = ("*.bin", "*.ckpt", "*.pkl", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.tflite")
+_OTHER_FORMATS = (*(f"*{ending}" for ending in PICKLES), "*.h5", "*.msgpack", "*.onnx", "*.tflite")
 """Weights in other formats, which a copy of the checkpoint does not need."""
 
 

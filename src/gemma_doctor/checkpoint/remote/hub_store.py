@@ -15,10 +15,9 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from gemma_doctor.checkpoint.files import reading
 from gemma_doctor.checkpoint.remote.hub_api import Access, HubFile
 from gemma_doctor.checkpoint.remote.patience import patiently
-from gemma_doctor.checkpoint.remote.ranges import Location, RangedFile
+from gemma_doctor.checkpoint.remote.ranges import Location, RangedFile, changed
 from gemma_doctor.checkpoint.remote.refusals import explaining
 from gemma_doctor.checkpoint.remote.stream import stream
-from gemma_doctor.errors import ChangedError
 
 __all__ = ["HubStore"]
 
@@ -113,4 +112,4 @@ class HubStore:
 
 def _check_same(name: str, what: str, was: object, now: object) -> None:
     if now is not None and now != was:
-        raise ChangedError(f"{name}: the file changed while it was read: its {what} was {was}, now {now}. Scan again.")
+        raise changed(name, f"its {what} was {was}, now {now}")

@@ -21,7 +21,7 @@ from gemma_doctor.checkpoint.remote.patience import AGAIN, Again, Patience, retr
 from gemma_doctor.checkpoint.waiting import go_on
 from gemma_doctor.errors import ChangedError, TransferError
 
-__all__ = ["NETWORK", "Location", "RangedFile", "plain_tag"]
+__all__ = ["NETWORK", "Location", "RangedFile", "changed", "plain_tag"]
 
 NETWORK = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
 """What a broken connection raises."""
@@ -152,7 +152,7 @@ class RangedFile:
         if found is None or (int(found[1]), int(found[2])) != (first, stop - 1):
             raise self._lie(f"Content-Range is {quoted(value)} where bytes {first}-{stop - 1} were asked for")
         if found[3] not in ("*", str(self._size)):
-            raise self._changed(f"it had {self._size:,} bytes, and has {int(found[3]):,} now")
+            raise changed(self._name, f"it had {self._size:,} bytes, and has {int(found[3]):,} now")
 
     def _check_tag(self, location: Location, tag: str | None) -> None:
         """One place, one entity tag: signed URLs differ in their queries only."""
@@ -162,7 +162,7 @@ class RangedFile:
         with self._lock:
             known = self._tags.setdefault(place, location.etag or tag)
         if plain_tag(tag) != plain_tag(known):
-            raise self._changed(f"its ETag was {quoted(known)}, and is {quoted(tag)} now")
+            raise changed(self._name, f"its ETag was {quoted(known)}, and is {quoted(tag)} now")
 
     def _lie(self, fact: str) -> TransferError:
         return TransferError(
@@ -170,8 +170,16 @@ class RangedFile:
             "without it, or download the file."
         )
 
-    def _changed(self, fact: str) -> ChangedError:
-        return ChangedError(f"{shown(self._name)}: the file changed while it was read: {fact}. Scan again.")
+
+def changed(name: str, fact: str | None = None) -> ChangedError:
+    """That a file is not what it was.
+
+    Args:
+        name: The file.
+        fact: What is another now, if it can be said.
+    """
+    what = "" if fact is None else f": {fact}"
+    return ChangedError(f"{shown(name)}: the file changed while it was read{what}. Scan again.")
 
 
 def plain_tag(tag: str | None) -> str | None:

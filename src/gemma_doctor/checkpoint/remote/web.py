@@ -25,10 +25,10 @@ from gemma_doctor.checkpoint.model import Checkpoint
 from gemma_doctor.checkpoint.quoting import shown, without_secrets
 from gemma_doctor.checkpoint.remote.beside import RefusedConfigError, on_refused_config, parts_there
 from gemma_doctor.checkpoint.remote.patience import AGAIN, Again, patiently, retry_after
-from gemma_doctor.checkpoint.remote.ranges import NETWORK, Location, RangedFile, plain_tag
+from gemma_doctor.checkpoint.remote.ranges import NETWORK, Location, RangedFile, changed, plain_tag
 from gemma_doctor.checkpoint.remote.refusals import LOG_IN
 from gemma_doctor.checkpoint.remote.stream import stream
-from gemma_doctor.errors import ChangedError, SourceNotFoundError, TransferError, UsageError
+from gemma_doctor.errors import SourceNotFoundError, TransferError, UsageError
 
 __all__ = ["WebStore", "open_url"]
 
@@ -107,7 +107,7 @@ class WebStore:
     def _source(self, name: str, state: _State) -> RangedFile:
         def locate() -> Location:
             if self._state(name) != state:
-                raise ChangedError(f"{shown(name)}: the file changed while it was read. Scan again.")
+                raise changed(name)
             return Location(self._url(name), self._headers(), state.etag, lasting=True)
 
         return RangedFile(name, state.size, locate)
