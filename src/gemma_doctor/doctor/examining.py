@@ -10,38 +10,25 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_doctor.architectures.ranges import stream_gains
-from gemma_doctor.checkpoint import Checkpoint, open_bytes, sha256
-from gemma_doctor.examination import Examination, assemble
-from gemma_doctor.records import Loader, TargetDtype
+from gemma_doctor.checkpoint import open_bytes, sha256
+from gemma_doctor.examination import Examination
 from gemma_doctor.repair.elements.floats import CASTS, FORMS, widen
-from gemma_doctor.tensors import MeasuredTensor, TensorStats
+from gemma_doctor.tensors import MeasuredTensor
 
-__all__ = ["examine"]
+__all__ = ["looked_into"]
 
 _MOST_ELEMENTS = 1 << 16  # of a vector that is kept: no model has more channels
 
 
-def examine(
-    checkpoint: Checkpoint,
-    stats: Mapping[str, TensorStats],
-    target_dtype: TargetDtype,
-    loader: Loader,
-    *,
-    whole: bool,
-) -> Examination:
-    """Everything that is known once the tensors are measured.
+def looked_into(known: Examination) -> Examination:
+    """The same with what asks for bytes once more: whether a tied head is its embedding, and a stream's gains.
 
     Args:
-        checkpoint: Headers, config and file faults.
-        stats: The figures of the measured tensors by their name on disk, in model order.
-        target_dtype: The dtype that the weights are judged for.
-        loader: The loader that the tensors must satisfy.
-        whole: Whether every tensor of the headers was selected.
+        known: What headers and figures say.
 
     Raises:
-        CheckpointError: If a head and its embedding, or gains, which are read once more, cannot be.
+        CheckpointError: If they cannot be read.
     """
-    known = assemble(checkpoint, stats, target_dtype, loader, whole=whole)
     return replace(known, tied_head_equal=_tied_head_equal(known), tensors=_with_elements(known))
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from gemma_doctor.checkpoint import is_repository, open_checkpoint
 from gemma_doctor.checkpoint.quoting import shown
-from gemma_doctor.doctor.examining import examine
+from gemma_doctor.doctor.examining import looked_into
 from gemma_doctor.doctor.fetching import fetched
 from gemma_doctor.errors import ChangedError, UsageError
+from gemma_doctor.examination import assemble
 from gemma_doctor.plans import Applied, Plan
 from gemma_doctor.records import Progress, Report
 from gemma_doctor.repair.applying.apply import apply
@@ -51,11 +52,10 @@ def plan(
         why = next((f" ({fault.message})" for fault in checkpoint.faults if fault.file in others), "")
         raise ChangedError(f"{report.source.uri} is not what this report describes{why}: scan it again")
     stats = {tensor.info.name: tensor.stats for tensor in report.tensors}
-    examination = examine(
-        checkpoint, stats, report.target_dtype, report.loader, whole=len(stats) == len(checkpoint.tensors)
-    )
+    whole = len(stats) == len(checkpoint.tensors)
+    known = assemble(checkpoint, stats, report.target_dtype, report.loader, whole=whole)
     return make_plan(
-        examination,
+        looked_into(known),
         report.findings,
         passes=passes,
         unsafe=unsafe,

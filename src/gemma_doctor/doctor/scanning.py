@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from gemma_doctor.architectures.ranges import ASSUMPTIONS
 from gemma_doctor.catalog import AnyRule
 from gemma_doctor.checkpoint import Checkpoint, open_checkpoint
-from gemma_doctor.doctor.examining import examine
+from gemma_doctor.doctor.examining import looked_into
 from gemma_doctor.doctor.judging import chosen, counted
 from gemma_doctor.doctor.options import Options
 from gemma_doctor.errors import UsageError
-from gemma_doctor.examination import Examination
+from gemma_doctor.examination import Examination, assemble
 from gemma_doctor.inspect.crew import Crew, hire
 from gemma_doctor.inspect.orders import Order, Survey
 from gemma_doctor.inspect.registry import RULES
@@ -110,7 +110,8 @@ def judged(case: Case, measured: Survey, started: float) -> Report:
     """
     checkpoint, options = case.checkpoint, case.options
     whole = case.asked == len(checkpoint.tensors)
-    examination = examine(checkpoint, measured.stats, options.target_dtype, options.loader, whole=whole)
+    known = assemble(checkpoint, measured.stats, options.target_dtype, options.loader, whole=whole)
+    examination = looked_into(known)
     findings = [_advised(finding, checkpoint) for rule in case.rules for finding in rule.check(examination)]
     parted = counted(findings, case.rules, options, checkpoint)
     skipped = (*measured.skipped, *case.unreachable)
