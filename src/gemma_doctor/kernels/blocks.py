@@ -8,11 +8,12 @@ order. Source of the layouts: ``block_q4_0``, ``block_q4_1`` and ``block_q8_0`` 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from gemma_doctor.kernels.jit import jit
 
 __all__ = ["DECODERS", "LENGTH"]
 
@@ -23,16 +24,7 @@ LENGTH = 32
 """Elements in a block."""
 
 
-def _compiled(decoder: Decoder) -> Decoder:
-    """Compiled at its first call, and cached on disk where any cache folder can be written."""
-    try:
-        compiled: Any = numba.njit(nogil=True, cache=True)(decoder)
-    except RuntimeError:
-        compiled = numba.njit(nogil=True)(decoder)
-    return compiled  # type: ignore[no-any-return]
-
-
-@_compiled
+@jit
 def _q4_0(blocks: npt.NDArray[np.uint8], halves: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
     """A float16 scale, then 16 bytes: low nibbles are the first 16 elements, high ones the others; less 8."""
     for index in range(out.size // LENGTH):
@@ -44,7 +36,7 @@ def _q4_0(blocks: npt.NDArray[np.uint8], halves: npt.NDArray[np.float32], out: n
             out[to + 16 + place] = scale * np.float32(np.int8(byte >> 4) - np.int8(8))
 
 
-@_compiled
+@jit
 def _q4_1(blocks: npt.NDArray[np.uint8], halves: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
     """A float16 scale and a float16 minimum, then nibbles as in Q4_0."""
     for index in range(out.size // LENGTH):
@@ -57,7 +49,7 @@ def _q4_1(blocks: npt.NDArray[np.uint8], halves: npt.NDArray[np.float32], out: n
             out[to + 16 + place] = scale * np.float32(byte >> 4) + least
 
 
-@_compiled
+@jit
 def _q8_0(blocks: npt.NDArray[np.uint8], halves: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
     """A float16 scale, then 32 signed bytes."""
     for index in range(out.size // LENGTH):

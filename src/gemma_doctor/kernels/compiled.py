@@ -19,6 +19,7 @@ from numba.extending import overload
 
 from gemma_doctor.kernels.floats import count_rarities, scan_usual, sum_finite
 from gemma_doctor.kernels.integers import scan_integers
+from gemma_doctor.kernels.jit import jit
 from gemma_doctor.kernels.words import LINE
 
 __all__ = ["FloatForm", "IntegerForm", "Run", "Tally", "scan"]
@@ -243,10 +244,7 @@ def _compile(sources: int) -> Callable[[Run, Form, Tally], None]:
                 tally.tops[0] = max(tally.tops[0], most)
                 tally.tops[1] = max(tally.tops[1], most_squares)
 
-    try:
-        return numba.njit(nogil=True, cache=True)(scan)  # type: ignore[no-any-return]
-    except RuntimeError:  # numba found no folder for its cache: compile anew in each process
-        return numba.njit(nogil=True)(scan)  # type: ignore[no-any-return]
+    return jit(scan)
 
 
 def _fingerprint(folder: Path) -> int:
