@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -156,6 +157,21 @@ def test_a_source_that_changed_since_the_plan(source: Path, tmp_path: Path) -> N
     assert "the plan does not know this tensor file" in attempt(plan, source, tmp_path / "out")
 
 
+def test_a_config_that_changed_since_the_plan(source: Path, tmp_path: Path) -> None:
+    plan = plan_for(open_checkpoint(source), scale("w1", 1))
+    config = source / "config.json"
+    said = config.read_text()
+    config.write_text(said.replace("toy", "boy"))
+    assert "config.json: it says something else" in attempt(plan, source, tmp_path / "out")
+    config.unlink()
+    assert "config.json: " in attempt(plan, source, tmp_path / "out")
+    without = plan_for(open_checkpoint(source), scale("w1", 1))
+    config.write_text(json.dumps(dict(reversed(json.loads(said).items())), indent=7))
+    assert "config.json: " in attempt(without, source, tmp_path / "out")
+    apply(plan, open_checkpoint(source), tmp_path / "out")  # it says the same in other words
+    assert (tmp_path / "out").exists()
+
+
 def test_an_untouched_tensor_may_have_changed(source: Path, tmp_path: Path) -> None:
     plan = plan_for(open_checkpoint(source), scale("w1", 1))
     shard = source / "model-00001-of-00002.safetensors"
@@ -178,7 +194,7 @@ def test_a_hash_of_a_tensor_that_is_dropped_is_checked_too(source: Path, tmp_pat
 def test_a_plan_without_a_hash_of_what_it_edits(source: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(source)
     plan = plan_for(checkpoint, scale("w1", 1))
-    bare = replace(plan, fingerprint=Fingerprint(plan.fingerprint.files, {}))
+    bare = replace(plan, fingerprint=replace(plan.fingerprint, tensors={}))
     with pytest.raises(UsageError, match="edits tensor 'w1' and has no hash of it"):
         apply(bare, checkpoint, tmp_path / "out")
 

@@ -129,7 +129,7 @@ def sample() -> dict[str, Any]:
     )
     marks = (FileMark("model.safetensors", 10, "0" * 64),)
     left = (Left("GD108", "note", None, "a note"),)
-    return plan_document(Plan("1", "here", Fingerprint(marks, {"w": "f" * 64}), every, left))
+    return plan_document(Plan("1", "here", Fingerprint(marks, {"w": "f" * 64}, "0" * 64), every, left))
 
 
 def put(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
@@ -156,6 +156,10 @@ def put(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
         ),
         (put("fingerprint", "files", 0, "header_sha256", value="F" * 64), "fingerprint.files[0].header_sha256: "),
         (put("fingerprint", "tensors", "w", value="12"), "fingerprint.tensors.w: expected 64 lower-case hexadecimal"),
+        (
+            put("fingerprint", "config_sha256", value="12"),
+            "fingerprint.config_sha256: expected 64 lower-case hexadecimal",
+        ),
         (put("edits", value={}), "edits: expected a list"),
         (put("edits", 0, "op", value="scales"), "edits[0].op: 'scales' is not known; did you mean 'scale'?"),
         (put("edits", 0, "exponent", value=2.5), "edits[0].exponent: expected an integer from -2200 to 2200"),

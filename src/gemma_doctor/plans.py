@@ -180,10 +180,12 @@ class Fingerprint:
     Attributes:
         files: Every tensor file.
         tensors: SHA-256 of the bytes of each tensor that an edit reads. Others may change: they are copied as they are.
+        config: SHA-256 of what config.json says, however it is laid out; None where there is none.
     """
 
     files: tuple[FileMark, ...]
     tensors: Mapping[str, str]
+    config: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

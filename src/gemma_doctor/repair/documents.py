@@ -72,6 +72,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "fingerprint": {
             "files": [asdict(mark) for mark in plan.fingerprint.files],
             "tensors": dict(plan.fingerprint.tensors),
+            "config_sha256": plan.fingerprint.config,
         },
         "edits": [_edit_document(edit) for edit in plan.edits],
         "left": [asdict(item) for item in plan.left],
@@ -127,11 +128,12 @@ def _edit_document(edit: Edit) -> dict[str, Any]:
 
 
 def _fingerprint(node: Node) -> Fingerprint:
-    node.table(("files", "tensors"))
-    tensors = node.member("tensors").table()
+    node.table(("files", "tensors", "config_sha256"))
+    tensors, config = node.member("tensors").table(), node.member("config_sha256")
     return Fingerprint(
         files=tuple(map(_mark, node.member("files").items())),
         tensors={name: _sha256(value) for name, value in tensors.items()},
+        config=None if config.value is None else _sha256(config),
     )
 
 

@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from gemma_doctor.checkpoint import Checkpoint, FileBytes
+from gemma_doctor.checkpoint.config import CONFIG_NAME
 from gemma_doctor.checkpoint.quoting import quoted, shown
 from gemma_doctor.errors import ChangedError, UsageError
 from gemma_doctor.plans import Fingerprint
@@ -23,6 +24,7 @@ from gemma_doctor.repair.applying.schedule import Target
 from gemma_doctor.repair.elements.edits import Change, carry_out, dtype_after
 from gemma_doctor.repair.elements.excess import Excess, Worst, excess
 from gemma_doctor.repair.elements.floats import FORMS
+from gemma_doctor.repair.fingerprint import config_mark
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["check_files", "rehearse"]
@@ -31,7 +33,7 @@ _CHANGED = "The source has changed since the plan was made. Scan it again and ma
 
 
 def check_files(fingerprint: Fingerprint, checkpoint: Checkpoint, source: FileBytes) -> None:
-    """Check the tensor files against the fingerprint: which there are, their sizes and headers.
+    """Check files against the fingerprint: which tensor files there are, their sizes and headers; and the config.
 
     Args:
         fingerprint: What the plan was made for.
@@ -51,6 +53,8 @@ def check_files(fingerprint: Fingerprint, checkpoint: Checkpoint, source: FileBy
             raise ChangedError(f"{shown(name)}: it had {mark.size:,} bytes, and has {sizes[name]:,} now. {_CHANGED}")
         if hashlib.sha256(source.header(name)).hexdigest() != mark.header_sha256:
             raise ChangedError(f"{shown(name)}: its header is another one. {_CHANGED}")
+    if config_mark(checkpoint) != fingerprint.config:
+        raise ChangedError(f"{CONFIG_NAME}: it says something else, or is there only now, or no more. {_CHANGED}")
 
 
 def rehearse(
