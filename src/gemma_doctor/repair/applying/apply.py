@@ -68,7 +68,7 @@ def apply(  # noqa: PLR0913  # two nouns and a place; the rest has defaults and 
     output = Path(os.path.realpath(output))
     check_whole(checkpoint)
     check_place(checkpoint, output, force=force)
-    with FileBytes(checkpoint) as source, _explaining(output):
+    with FileBytes(checkpoint) as source, _explaining(output, source):
         check_files(plan.fingerprint, checkpoint, source)
         sketch = outline(plan, checkpoint, source)
         rehearse(plan.fingerprint, checkpoint, sketch.targets, source, cores())
@@ -130,11 +130,15 @@ def _sync(folder: Path, record: bytes) -> None:
 
 
 @contextmanager
-def _explaining(output: Path) -> Iterator[None]:
-    """The system's errors in the user's terms; by now nothing of the output is left."""
+def _explaining(output: Path, source: FileBytes) -> Iterator[None]:
+    """The system's errors in the user's terms; by now nothing of the output is left.
+
+    A source that has changed is named first: writing from a page of it that is gone fails with "Bad address".
+    """
     try:
         yield
     except OSError as error:
+        source.check()
         what = f"{output}: it could not be written: {error.strerror or error}"
         advice = "Give an --output on a disk with room" if error.errno in _FULL else "Check the folder and the disk"
         raise OutputError(f"{what}. Nothing of it is left. {advice}, and repair again.") from error
