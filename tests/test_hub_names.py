@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import parse_hf_uri
 from huggingface_hub.errors import HfUriError
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gemma_doctor.checkpoint import is_repository, open_checkpoint
@@ -21,6 +21,7 @@ REVISIONS = st.sampled_from(
 PATHS = st.lists(st.sampled_from(["unet", "a b", "x.gguf", "é", "..x", "", "refs"]), max_size=3).map("/".join)
 
 
+@example("", "1", "1", "@a@b", "")
 @given(st.sampled_from(["", "models/", "datasets/", "buckets/"]), PARTS, PARTS, REVISIONS, PATHS)
 def test_a_uri_means_what_huggingface_hub_takes_it_for(
     kind: str, owner: str, name: str, revision: str, path: str

@@ -22,7 +22,7 @@ _REF = re.compile(r"refs/(?:convert/[\w.-]+|pr/[0-9]+)", re.ASCII)
 
 _NAME = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)"
-    rf"(?:@(?P<revision>{_REF.pattern}|[^/\s@]+))?"
+    rf"(?:@(?P<revision>{_REF.pattern}|[^/\s]+))?"
     r"(?:/(?P<path>(?!\.{0,2}(?:/|\Z))(?:(?!/\.{0,2}(?:/|\Z)).)+))?",
     re.ASCII | re.DOTALL,
 )
