@@ -35,8 +35,8 @@ import torch
 from gpu_models import build
 from inputs import config_of
 
+from gemma_doctor.choices import MODALITIES
 from gemma_doctor.demo import CONFIG, PUBLISHED
-from gemma_doctor.verifications import MODALITIES
 
 Sicken = Callable[[str, torch.Tensor], torch.Tensor]
 SIDE = 768

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gemma_doctor.checkpoint import open_checkpoint
+from gemma_doctor.choices import MODALITIES, Modality
 from gemma_doctor.errors import UsageError
 from gemma_doctor.kernels.guards.guarding import guard, unguard
-from gemma_doctor.verifications import MODALITIES, Modality
 from gemma_doctor.verify import machine
 from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.drift import drift

@@ -23,7 +23,7 @@ from checkpoints import (
     write,
 )
 
-from gemma_doctor.verifications import Modality
+from gemma_doctor.choices import Modality
 
 __all__ = ["CONTROLS", "FAULTS", "Case"]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gemma_doctor
+from gemma_doctor.choices import Loader
 from gemma_doctor.plans import Plan
-from gemma_doctor.records import Loader
 from gemma_doctor.repair.evidence.calibration import Calibration
 
 

@@ -9,22 +9,10 @@ from typing import get_args
 from hypothesis import strategies as st
 from sample_reports import report
 
-from gemma_doctor.records import (
-    LOADERS,
-    SEVERITIES,
-    TARGET_DTYPES,
-    Coverage,
-    Finding,
-    Proof,
-    Repair,
-    Report,
-    Skipped,
-    Suppressed,
-)
+from gemma_doctor.choices import LOADERS, MODALITIES, MODES, SEVERITIES, TARGET_DTYPES
+from gemma_doctor.records import Coverage, Finding, Proof, Repair, Report, Skipped, Suppressed
 from gemma_doctor.tensors import MeasuredTensor, TensorInfo, TensorStats
 from gemma_doctor.verifications import (
-    MODALITIES,
-    MODES,
     Activation,
     Drift,
     FailingOp,

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 
-from gemma_doctor.records import Coverage, FileInfo, Finding, Repair, Report, Severity, Source
+from gemma_doctor.choices import Severity
+from gemma_doctor.records import Coverage, FileInfo, Finding, Repair, Report, Source
 from gemma_doctor.tensors import MeasuredTensor, Role, TensorInfo, TensorStats
 
 FILE = "model.safetensors"

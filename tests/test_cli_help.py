@@ -13,7 +13,7 @@ from command import call, run
 import gemma_doctor
 from gemma_doctor import cli
 from gemma_doctor.catalog import RULES
-from gemma_doctor.records import FAIL_ON, LOADERS, TARGET_DTYPES
+from gemma_doctor.choices import FAIL_ON, LOADERS, TARGET_DTYPES
 from gemma_doctor.repair.planning.registry import PASSES
 
 ROOT: Any = typer.main.get_command(cli.app)

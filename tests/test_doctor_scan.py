@@ -28,8 +28,9 @@ from sample_reports import finding, report
 
 import gemma_doctor
 from gemma_doctor import Options, Report, exit_code
+from gemma_doctor.choices import FAIL_ON, FailOn, Severity
 from gemma_doctor.errors import UsageError
-from gemma_doctor.records import FAIL_ON, Coverage, FailOn, Severity, Skipped
+from gemma_doctor.records import Coverage, Skipped
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gemma3": tiny_gemma3_config(),

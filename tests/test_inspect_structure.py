@@ -27,8 +27,9 @@ from checkpoints import (
 from examinations import examine, find
 
 from gemma_doctor.architectures.loaders import SHARED_KV_USE
+from gemma_doctor.choices import LOADERS, Loader
 from gemma_doctor.examination import Examination
-from gemma_doctor.records import LOADERS, Fault, Finding, Loader
+from gemma_doctor.records import Fault, Finding
 
 CONFIG = tiny_gemma3n_text_config()
 SOUND = healthy(CONFIG)

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_reports import finding
 
+from gemma_doctor.choices import SEVERITIES
 from gemma_doctor.inspect.suppression import Allow, Baseline, Ignore, Known, Suppressions, set_aside
-from gemma_doctor.records import SEVERITIES, Finding
+from gemma_doctor.records import Finding
 
 NEW, OLD = "a" * 64, "b" * 64
 

@@ -76,6 +76,40 @@ def test_importing_the_package_loads_nothing_heavy(decoys: Path) -> None:
     assert set(done.stdout.split()).isdisjoint({*HEAVY, "numba", "numpy", "rich", "typer"})
 
 
+def test_the_command_line_loads_no_records() -> None:
+    code = "import sys, gemma_doctor.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    rooms = {name.split(".")[1] for name in done.stdout.split() if name.startswith("gemma_doctor.")}
+    assert "cli" in rooms
+    assert rooms.isdisjoint({"checkpoint", "doctor", "inspect", "plans", "records", "repair", "tensors"})
+
+
+INTERRUPTED = """
+import sys
+
+class Interrupted:
+    \"\"\"Somebody presses Ctrl-C while a module is looked for.\"\"\"
+
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            raise KeyboardInterrupt
+
+for name in ("typing", "dataclasses", "inspect"):
+    sys.modules.pop(name, None)
+sys.meta_path.insert(0, Interrupted())
+from gemma_doctor.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["typing", "dataclasses", "inspect", "typer", "gemma_doctor.cli", "gemma_doctor.errors"]
+)
+def test_ctrl_c_while_anything_is_loaded_shows_no_traceback(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, module], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["scan", "--help"], ["--version"]])
 def test_help_loads_no_compiler(decoys: Path, arguments: list[str]) -> None:
     assert loaded_by(*arguments, decoys=decoys).isdisjoint({*HEAVY, "numba", "numpy"})

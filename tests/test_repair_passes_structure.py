@@ -26,8 +26,8 @@ from examinations import examine, find
 from plans import admit, answers, only_left, only_mend, plan_for
 
 from gemma_doctor.architectures.loaders import SHARED_KV_USE
+from gemma_doctor.choices import LOADERS, Loader
 from gemma_doctor.plans import Add, Cast, Clamp, Drop, Left, Rename, ZeroNonfinite
-from gemma_doctor.records import LOADERS, Loader
 
 TEXT = tiny_gemma3n_text_config()
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"

@@ -35,6 +35,7 @@ from hypothesis import strategies as st
 from plans import admit, diagnose, left_alone, mended, plan_for, subject
 
 from gemma_doctor.checkpoint import open_checkpoint
+from gemma_doctor.choices import Loader
 from gemma_doctor.errors import UsageError
 from gemma_doctor.plans import (
     Add,
@@ -49,7 +50,7 @@ from gemma_doctor.plans import (
     SetConfig,
     ZeroNonfinite,
 )
-from gemma_doctor.records import Finding, Loader, Repair
+from gemma_doctor.records import Finding, Repair
 from gemma_doctor.repair.evidence.case import Mend
 from gemma_doctor.repair.planning.merging import merge
 from gemma_doctor.repair.planning.planner import make_plan

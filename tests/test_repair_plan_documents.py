@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from gemma_doctor.choices import SEVERITIES
 from gemma_doctor.errors import UsageError
 from gemma_doctor.plans import (
     Add,
@@ -34,7 +35,6 @@ from gemma_doctor.plans import (
     SetMetadata,
     ZeroNonfinite,
 )
-from gemma_doctor.records import SEVERITIES
 from gemma_doctor.repair.documents import plan_document, plan_text, read_plan
 from gemma_doctor.repair.evidence.calibration import Measured, read_calibration
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from report_strategies import reports
 from sample_reports import finding, report
 
-from gemma_doctor.records import FAIL_ON, Coverage, FailOn, Report, Skipped
+from gemma_doctor.choices import FAIL_ON, FailOn
+from gemma_doctor.records import Coverage, Report, Skipped
 from gemma_doctor.reports.guide import RulePage
 from gemma_doctor.reports.junit import to_junit
 from gemma_doctor.reports.names import safe_text

@@ -24,8 +24,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from gemma_doctor.checkpoint import open_checkpoint
+from gemma_doctor.choices import Modality
 from gemma_doctor.errors import UsageError
-from gemma_doctor.verifications import Modality
 from gemma_doctor.verify.inputs import batch
 from gemma_doctor.verify.loading import Subject, read_config
 from gemma_doctor.verify.measures import Request

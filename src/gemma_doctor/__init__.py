@@ -16,7 +16,6 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
 from gemma_doctor.version import __version__
 
@@ -44,7 +43,10 @@ __all__ = [
     "verify",
 ]
 
+TYPE_CHECKING = False  # typing's own takes as long to load as the rest: a Ctrl-C would show its lines
 if TYPE_CHECKING:
+    from typing import Any
+
     from gemma_doctor import kernels
     from gemma_doctor.doctor import Options, exit_code, plan, repair, scan, scan_all, verify
     from gemma_doctor.errors import DoctorError, PreflightError

@@ -15,7 +15,7 @@ from gemma_doctor.architectures.base import Conv, Expected, KeyLayout, Model, Ne
 from gemma_doctor.architectures.dtypes import is_float
 from gemma_doctor.architectures.ranges import RangeAnalysis, analyse
 from gemma_doctor.checkpoint import Checkpoint
-from gemma_doctor.records import Loader, TargetDtype
+from gemma_doctor.choices import Loader, TargetDtype
 from gemma_doctor.tensors import MeasuredTensor, TensorInfo, TensorStats
 
 __all__ = ["Examination", "assemble"]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from gemma_doctor.records import Exactness, Scalar, Severity
+from gemma_doctor.choices import Severity
+from gemma_doctor.records import Exactness, Scalar
 
 __all__ = [
     "PLAN_VERSION",

@@ -30,23 +30,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gemma_doctor import catalog
 from gemma_doctor.checkpoint import Checkpoint
+from gemma_doctor.choices import FAIL_ON, LOADERS, TARGET_DTYPES, FailOn, TargetDtype, failing
 from gemma_doctor.errors import PreflightError, UsageError
 from gemma_doctor.examination import assemble
 from gemma_doctor.inspect import registry
 from gemma_doctor.kernels.measure import measure
-from gemma_doctor.records import (
-    FAIL_ON,
-    LOADERS,
-    TARGET_DTYPES,
-    Coverage,
-    FailOn,
-    Finding,
-    Report,
-    Skipped,
-    Source,
-    TargetDtype,
-    failing,
-)
+from gemma_doctor.records import Coverage, Finding, Report, Skipped, Source
 from gemma_doctor.reports import terminal
 from gemma_doctor.reports.sheet import rendered
 from gemma_doctor.tensors import TensorInfo, TensorStats

@@ -11,58 +11,28 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Literal, Protocol, TypeAlias
 
+from gemma_doctor.choices import SEVERITIES, Loader, Severity, TargetDtype
 from gemma_doctor.tensors import MeasuredTensor
 from gemma_doctor.verifications import Activation, Verification
 
 __all__ = [
-    "FAIL_ON",
     "FAULT_RULES",
-    "LOADERS",
     "SCHEMA_VERSION",
-    "SEVERITIES",
-    "TARGET_DTYPES",
     "Coverage",
-    "FailOn",
     "Fault",
     "FileInfo",
     "Finding",
-    "Loader",
     "Progress",
     "Proof",
     "Repair",
     "Report",
-    "Severity",
     "Skipped",
     "Source",
     "Suppressed",
-    "TargetDtype",
-    "failing",
 ]
 
 SCHEMA_VERSION = 1
 """Version of the report's JSON layout."""
-
-Severity: TypeAlias = Literal["error", "warning", "note"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-"""From grave to light."""
-
-FailOn: TypeAlias = Literal["error", "warning", "note", "never"]
-FAIL_ON: tuple[FailOn, ...] = ("error", "warning", "note", "never")
-"""The least severity that makes a scan fail; the first is the default."""
-
-
-def failing(fail_on: FailOn) -> tuple[Severity, ...]:
-    """The severities that make a scan fail."""
-    return () if fail_on == "never" else SEVERITIES[: SEVERITIES.index(fail_on) + 1]
-
-
-Loader: TypeAlias = Literal["transformers", "transformers-pre-5.6", "vllm", "llama.cpp"]
-LOADERS: tuple[Loader, ...] = ("transformers", "transformers-pre-5.6", "vllm", "llama.cpp")
-"""What the tensors must satisfy; the first is the default."""
-
-TargetDtype: TypeAlias = Literal["float16", "bfloat16"]
-TARGET_DTYPES: tuple[TargetDtype, ...] = ("float16", "bfloat16")
-"""What the weights are judged for; the first is the default."""
 
 Exactness: TypeAlias = Literal["exact", "eps", "rounded", "lossy"]
 Scalar: TypeAlias = "str | int | float | bool | None"

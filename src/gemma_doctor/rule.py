@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from gemma_doctor.records import Fault, FileInfo, Finding, Repair, Scalar, Severity
+from gemma_doctor.choices import Severity
+from gemma_doctor.records import Fault, FileInfo, Finding, Repair, Scalar
 from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["Rule"]

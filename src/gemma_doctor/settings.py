@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from gemma_doctor import catalog
+from gemma_doctor.choices import FAIL_ON, LOADERS, SEVERITIES, TARGET_DTYPES, FailOn, Loader, TargetDtype
 from gemma_doctor.errors import SettingsError, UsageError
 from gemma_doctor.inspect.suppression import Allow, Baseline, Ignore, Known
 from gemma_doctor.nodes import Node, parse_json
-from gemma_doctor.records import FAIL_ON, LOADERS, SEVERITIES, TARGET_DTYPES, FailOn, Loader, Report, TargetDtype
+from gemma_doctor.records import Report
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -11,18 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from gemma_doctor.choices import Modality, Mode
 from gemma_doctor.tensors import FP16_MAX, TensorStats
 
 __all__ = [
-    "MODALITIES",
-    "MODES",
     "Activation",
     "Drift",
     "FailingOp",
     "LossScaleTrial",
     "LossScales",
-    "Modality",
-    "Mode",
     "ModuleDrift",
     "Operand",
     "Phase",
@@ -32,13 +29,6 @@ __all__ = [
 ]
 
 Phase: TypeAlias = Literal["load", "forward", "backward"]
-Modality: TypeAlias = Literal["text", "image", "audio"]
-MODALITIES: tuple[Modality, ...] = ("text", "image", "audio")
-"""What a model may be given, in the order in which it is tried."""
-
-Mode: TypeAlias = Literal["half", "amp"]
-MODES: tuple[Mode, ...] = ("half", "amp")
-"""Weights in float16, or float32 weights under ``torch.autocast``; the first is the default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gemma_doctor.records import Loader
+from gemma_doctor.choices import Loader
 
 __all__ = ["SHARED_KV_USE", "SharedKVUse"]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma_doctor.choices import FailOn, failing
 from gemma_doctor.cli.frame import OUTPUT, Words, option, words
 from gemma_doctor.cli.groups import grouped
 from gemma_doctor.cli.options import Quiet, Remote, SourceName, Verdict, Wanted
@@ -18,7 +19,6 @@ from gemma_doctor.cli.outlet import Outlet
 from gemma_doctor.cli.outputs import Documents, Telling
 from gemma_doctor.cli.running import applied, examine, progress
 from gemma_doctor.errors import DoctorError, TransferError, UsageError
-from gemma_doctor.records import FailOn, failing
 
 if TYPE_CHECKING:
     from gemma_doctor.checkpoint import Checkpoint

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from gemma_doctor.choices import FAIL_ON, LOADERS, TARGET_DTYPES, FailOn, Loader, TargetDtype
 from gemma_doctor.cli.frame import OUTPUT, RUNNING, VERDICT, WHAT, Words, choice, option, words
 from gemma_doctor.errors import UsageError
-from gemma_doctor.records import FAIL_ON, LOADERS, TARGET_DTYPES, FailOn, Loader, TargetDtype
 from gemma_doctor.reports.documents import say
 
 if TYPE_CHECKING:

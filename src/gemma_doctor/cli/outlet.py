@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from gemma_doctor.cli.outputs import Documents, Telling, write_all
 from gemma_doctor.cli.running import MENDED, spelled
-from gemma_doctor.plans import Applied, Plan
-from gemma_doctor.records import Report
 from gemma_doctor.reports.documents import STDOUT, draw, write
-from gemma_doctor.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from gemma_doctor.plans import Applied, Plan
+    from gemma_doctor.records import Report
+    from gemma_doctor.tensors import TensorInfo
 
 __all__ = ["Outlet"]
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from gemma_doctor.choices import FailOn
 from gemma_doctor.cli.frame import OUTPUT, option
 from gemma_doctor.errors import UsageError
-from gemma_doctor.records import FailOn, Finding, Report
 from gemma_doctor.reports.documents import STDOUT, append, check_target, draw, on_github, say, write
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from gemma_doctor.catalog import AnyRule
     from gemma_doctor.plans import Plan
+    from gemma_doctor.records import Finding, Report
     from gemma_doctor.reports.guide import RulePage
 
 __all__ = ["NAME", "Documents", "Outputs", "Telling", "texts", "write_all"]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma_doctor.choices import FAIL_ON, FailOn
 from gemma_doctor.cli.frame import VERDICT, choice
 from gemma_doctor.cli.groups import grouped
 from gemma_doctor.cli.options import Quiet
 from gemma_doctor.cli.outputs import Outputs, Telling, write_all
 from gemma_doctor.cli.running import next_commands
 from gemma_doctor.errors import UsageError
-from gemma_doctor.records import FAIL_ON, FailOn
 
 if TYPE_CHECKING:
     from rich.console import Console

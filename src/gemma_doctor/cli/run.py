@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma_doctor.choices import DEVICES, MODALITIES, MODES, REFERENCES, Device, Modality, Mode, Reference
 from gemma_doctor.cli.frame import OUTPUT, RUNNING, WHAT, Words, choice, option
 from gemma_doctor.cli.groups import grouped
 from gemma_doctor.cli.options import BaselineFile, Ignore, Quiet, Remote, Select, SourceName, Verdict, Wanted
@@ -18,8 +19,7 @@ from gemma_doctor.cli.outputs import Outputs, Telling, write_all
 from gemma_doctor.cli.running import MENDED, applied, spelled
 from gemma_doctor.errors import UsageError
 from gemma_doctor.reports.documents import write
-from gemma_doctor.verifications import MODALITIES, MODES, Modality, Mode
-from gemma_doctor.verify.measures import DEVICES, REFERENCES, Device, Measures, Reference, Request
+from gemma_doctor.verify.measures import Measures, Request
 
 if TYPE_CHECKING:
     from gemma_doctor.records import Report

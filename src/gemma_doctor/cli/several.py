@@ -23,8 +23,9 @@ from gemma_doctor.reports.documents import draw, say, write
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gemma_doctor.choices import FailOn
     from gemma_doctor.doctor import Options, Outcome
-    from gemma_doctor.records import FailOn, Report
+    from gemma_doctor.records import Report
     from gemma_doctor.reports.several import Row
 
 __all__ = ["Round", "short_names"]

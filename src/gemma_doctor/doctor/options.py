@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from gemma_doctor.choices import Loader, TargetDtype
 from gemma_doctor.inspect.suppression import Suppressions
-from gemma_doctor.records import Loader, TargetDtype
 
 __all__ = ["Options"]
 

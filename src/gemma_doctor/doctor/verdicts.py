@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from gemma_doctor.choices import FailOn, failing
 from gemma_doctor.doctor.options import Options
-from gemma_doctor.records import Coverage, FailOn, Report, Skipped, Source, failing
+from gemma_doctor.records import Coverage, Report, Skipped, Source
 from gemma_doctor.version import __version__
 
 __all__ = ["exit_code", "unread"]

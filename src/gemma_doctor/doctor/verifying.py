@@ -10,6 +10,7 @@ from importlib import import_module
 from types import ModuleType
 
 from gemma_doctor.architectures import Model
+from gemma_doctor.choices import Device
 from gemma_doctor.doctor.fetching import fetched
 from gemma_doctor.doctor.judging import chosen, counted
 from gemma_doctor.doctor.options import Options
@@ -18,7 +19,7 @@ from gemma_doctor.examination import assemble
 from gemma_doctor.records import Coverage, Report, Source
 from gemma_doctor.verifications import Activation
 from gemma_doctor.verify.evidence import Evidence
-from gemma_doctor.verify.measures import Device, Measures
+from gemma_doctor.verify.measures import Measures
 from gemma_doctor.verify.registry import RULES
 from gemma_doctor.version import __version__
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 
-from gemma_doctor.records import Finding, Severity, Suppressed
+from gemma_doctor.choices import Severity
+from gemma_doctor.records import Finding, Suppressed
 
 __all__ = ["Allow", "Baseline", "Ignore", "Known", "SetAside", "Suppressions", "set_aside"]
 

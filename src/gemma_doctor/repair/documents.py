@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gemma_doctor.checkpoint.dtypes import BITS
+from gemma_doctor.choices import SEVERITIES
 from gemma_doctor.nodes import Node
 from gemma_doctor.plans import (
     PLAN_VERSION,
@@ -34,7 +35,7 @@ from gemma_doctor.plans import (
     SetMetadata,
     ZeroNonfinite,
 )
-from gemma_doctor.records import SEVERITIES, Exactness, Scalar
+from gemma_doctor.records import Exactness, Scalar
 from gemma_doctor.repair.reading import read
 from gemma_doctor.spelling import did_you_mean
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from gemma_doctor.records import Report, Severity
+from gemma_doctor.choices import Severity
+from gemma_doctor.records import Report
 from gemma_doctor.reports.digest import Entry, digest, groups
 from gemma_doctor.reports.guide import Anchor
 from gemma_doctor.reports.names import clipped, elide, fold, safe_text

@@ -6,7 +6,8 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gemma_doctor.records import SEVERITIES, Finding, Report
+from gemma_doctor.choices import SEVERITIES
+from gemma_doctor.records import Finding, Report
 from gemma_doctor.reports.figures import figures, rows
 from gemma_doctor.tensors import MeasuredTensor
 from gemma_doctor.verifications import Verification

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from gemma_doctor.records import SEVERITIES, Finding, Scalar, Severity
+from gemma_doctor.choices import SEVERITIES, Severity
+from gemma_doctor.records import Finding, Scalar
 from gemma_doctor.reports.names import ranges
 
 __all__ = ["Entry", "Statement", "digest", "folded", "groups"]

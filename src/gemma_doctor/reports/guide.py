@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gemma_doctor.records import Severity
+from gemma_doctor.choices import Severity
 
 __all__ = ["Anchor", "RulePage"]
 

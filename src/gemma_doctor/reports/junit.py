@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree as ET
 
-from gemma_doctor.records import FailOn, Finding, Report, Severity, failing
+from gemma_doctor.choices import FailOn, Severity, failing
+from gemma_doctor.records import Finding, Report
 from gemma_doctor.reports.digest import Entry, digest, groups
 from gemma_doctor.reports.guide import RulePage
 from gemma_doctor.reports.names import clipped, elide, fold, safe_text

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.markdown import Markdown
 
-from gemma_doctor.records import Exactness, Severity
+from gemma_doctor.choices import Severity
+from gemma_doctor.records import Exactness
 from gemma_doctor.reports.sheet import SEVERITY_STYLES, Sheet
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from gemma_doctor.choices import SEVERITIES
 from gemma_doctor.plans import Edit, Left, Plan
-from gemma_doctor.records import SEVERITIES, Exactness, Finding, Report
+from gemma_doctor.records import Exactness, Finding, Report
 from gemma_doctor.reports import convolutions
 from gemma_doctor.reports.digest import Entry, digest, groups
 from gemma_doctor.reports.markdown_text import cell, code, markup, prose

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemma_doctor.records import SEVERITIES, Finding, Report
+from gemma_doctor.choices import SEVERITIES
+from gemma_doctor.records import Finding, Report
 from gemma_doctor.reports.comparison import Comparison
 from gemma_doctor.reports.figures import strict
 from gemma_doctor.reports.layers import ROLES, Stack

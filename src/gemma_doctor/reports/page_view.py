@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+from gemma_doctor.choices import LOADERS, MODES, TARGET_DTYPES, Severity
 from gemma_doctor.plans import Edit, Plan
-from gemma_doctor.records import LOADERS, TARGET_DTYPES, Exactness, Finding, Repair, Report, Severity
+from gemma_doctor.records import Exactness, Finding, Repair, Report
 from gemma_doctor.reports.digest import Entry, Statement, digest, folded, groups
 from gemma_doctor.reports.edits import Line, lines, subject
 from gemma_doctor.reports.names import fold
 from gemma_doctor.tensors import TensorInfo
-from gemma_doctor.verifications import MODES
 
 __all__ = ["Group", "Item", "Pass", "groups_of", "passes_of", "reproduction"]
 

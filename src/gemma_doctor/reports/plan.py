@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from gemma_doctor.choices import SEVERITIES
 from gemma_doctor.plans import Applied, Edit, Left, Leftover, Plan
-from gemma_doctor.records import SEVERITIES, Exactness
+from gemma_doctor.records import Exactness
 from gemma_doctor.reports.digest import Statement, folded
 from gemma_doctor.reports.edits import EXACTNESS, cost, lines, signed, subject
 from gemma_doctor.reports.entries import write_commands, write_entries

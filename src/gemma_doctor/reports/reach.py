@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from gemma_doctor.records import SEVERITIES, Finding, Severity
+from gemma_doctor.choices import SEVERITIES, Severity
+from gemma_doctor.records import Finding
 from gemma_doctor.tensors import FP16_FIRST_INF, FP16_MAX, MeasuredTensor
 
 __all__ = ["ZONES", "Share", "along", "gravest", "shares", "worst"]

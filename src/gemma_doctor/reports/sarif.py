@@ -16,7 +16,8 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from gemma_doctor.records import SEVERITIES, Finding, Report, Scalar, Severity
+from gemma_doctor.choices import SEVERITIES, Severity
+from gemma_doctor.records import Finding, Report, Scalar
 from gemma_doctor.reports.figures import strict
 from gemma_doctor.reports.guide import Anchor, RulePage
 from gemma_doctor.reports.names import clipped, elide, fold, safe_text

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
+from gemma_doctor.choices import LOADERS, SEVERITIES, TARGET_DTYPES
 from gemma_doctor.errors import UsageError
 from gemma_doctor.nodes import Node, parse_json
 from gemma_doctor.records import (
-    LOADERS,
     SCHEMA_VERSION,
-    SEVERITIES,
-    TARGET_DTYPES,
     Coverage,
     Exactness,
     FileInfo,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from gemma_doctor.choices import MODALITIES, MODES
 from gemma_doctor.nodes import Node
 from gemma_doctor.records import Scalar
 from gemma_doctor.reports.figures import read_figures
 from gemma_doctor.verifications import (
-    MODALITIES,
-    MODES,
     Activation,
     Drift,
     FailingOp,

@@ -10,7 +10,7 @@ from typing import IO
 from rich.console import Console
 from rich.text import Text
 
-from gemma_doctor.records import Severity
+from gemma_doctor.choices import Severity
 from gemma_doctor.reports.names import MAX_NAME, elide, safe_text
 
 __all__ = ["SEVERITY_STYLES", "Sheet", "console_for", "rendered"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gemma_doctor.records import SEVERITIES, Proof, Report
+from gemma_doctor.choices import SEVERITIES
+from gemma_doctor.records import Proof, Report
 from gemma_doctor.verifications import Verification
 
 __all__ = ["counted", "listed", "measured", "parameters", "proved", "size", "state", "verdict"]

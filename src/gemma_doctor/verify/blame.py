@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from gemma_doctor.choices import Modality
 from gemma_doctor.tensors import FP16_MAX, TensorStats
-from gemma_doctor.verifications import Activation, FailingOp, Modality, Operand
+from gemma_doctor.verifications import Activation, FailingOp, Operand
 from gemma_doctor.verify.dtypes import name_of
 from gemma_doctor.verify.events import Event, Events, Key
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from gemma_doctor.choices import Modality
 from gemma_doctor.tensors import TensorStats
-from gemma_doctor.verifications import Activation, FailingOp, LossScales, Modality, ModuleDrift, Run, headroom
+from gemma_doctor.verifications import Activation, FailingOp, LossScales, ModuleDrift, Run, headroom
 from gemma_doctor.verify import blame
 from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.drift import drift

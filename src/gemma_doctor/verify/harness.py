@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from gemma_doctor.checkpoint import Checkpoint
+from gemma_doctor.choices import Modality
 from gemma_doctor.errors import UsageError
 from gemma_doctor.kernels.guards.guarding import guard
 from gemma_doctor.records import Skipped
-from gemma_doctor.verifications import Activation, Modality, Run, Verification
+from gemma_doctor.verifications import Activation, Run, Verification
 from gemma_doctor.verify import machine, reference
 from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.drift import drift

@@ -20,8 +20,8 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
+from gemma_doctor.choices import Modality
 from gemma_doctor.errors import UsageError
-from gemma_doctor.verifications import Modality
 from gemma_doctor.verify.loading import Subject
 from gemma_doctor.verify.measures import Request
 

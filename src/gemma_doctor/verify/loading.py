@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from gemma_doctor.checkpoint import Checkpoint
+from gemma_doctor.choices import Modality
 from gemma_doctor.errors import CheckpointError, UsageError
-from gemma_doctor.verifications import Modality
 from gemma_doctor.verify import machine
 
 __all__ = ["Subject", "read_config"]

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from gemma_doctor.choices import Device
 from gemma_doctor.errors import UsageError
-from gemma_doctor.verify.measures import Device
 
 __all__ = [
     "find",

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
 
-from gemma_doctor.verifications import Modality, Mode
+from gemma_doctor.choices import Device, Modality, Mode, Reference
 
-__all__ = ["DEVICES", "REFERENCES", "Device", "Measures", "Reference", "Request"]
-
-Device: TypeAlias = Literal["auto", "cpu", "cuda"]
-DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
-
-Reference: TypeAlias = Literal["float32", "none"]
-REFERENCES: tuple[Reference, ...] = ("float32", "none")
+__all__ = ["Measures", "Request"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gemma_doctor.choices import Modality
 from gemma_doctor.tensors import TensorStats
-from gemma_doctor.verifications import Drift, Modality
+from gemma_doctor.verifications import Drift
 from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.drift import drift
 from gemma_doctor.verify.events import Key
