@@ -105,6 +105,8 @@ def test_a_truncated_file_exits_with_2(model: Path) -> None:
     done = call("scan", model, "--fail-on", "never")
     assert done.code == 2
     assert "error GD001 unreadable-shard" in done.out
+    assert "config.json" not in done.out  # of what cannot be read, nothing else is worth a word
+    assert "every number" not in done.out
 
 
 def test_selecting_nothing_is_an_error(model: Path) -> None:

@@ -24,6 +24,7 @@ from checkpoints import (
     tiny_gemma3_multimodal_config,
     write,
 )
+from command import call
 
 import gemma_doctor
 from gemma_doctor import Options, Report, TensorInfo
@@ -40,6 +41,33 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 def verdicts(scanned: Report) -> list[tuple[str, str, str | None]]:
     return [(finding.rule, finding.severity, finding.tensor) for finding in scanned.findings]
+
+
+# What is proved of activations, and what is not
+
+
+@pytest.mark.parametrize(
+    ("made", "family", "proved"),
+    [("Llama", "llama", False), ("Gemma", "gemma", False), ("Gemma2", "gemma2", True), ("Gemma3", "gemma3", True)],
+)
+def test_where_no_bounds_are_known_a_scan_says_so(tmp_path: Path, made: str, family: str, proved: bool) -> None:  # noqa: FBT001
+    config = {**GEMMA3, "architectures": [f"{made}ForCausalLM"]}
+    folder = write(tmp_path / "model", in_bfloat16(healthy(config)), config)
+    outputs = {option: tmp_path / option.strip("-") for option in ("--json", "--html", "--markdown")}
+    done = call("scan", folder, *(word for pair in outputs.items() for word in pair))
+    scanned = json.loads(outputs["--json"].read_text())
+    assert (done.code, scanned["source"]["architecture"]) == (0, family)
+    assert (scanned["proof"] is not None, scanned["remarks"] == []) == (proved, proved)
+    for text in (" ".join(done.out.split()), *(path.read_text() for path in outputs.values())):
+        assert (f"no bounds on activations are known for {family}" in text) == (not proved)
+
+
+def test_nothing_is_said_of_proofs_that_nobody_asked_for(tmp_path: Path) -> None:
+    folder = write(tmp_path, in_bfloat16(healthy({**GEMMA3, "architectures": ["LlamaForCausalLM"]})), None)
+    (folder / "config.json").write_text(json.dumps({**GEMMA3, "architectures": ["LlamaForCausalLM"]}))
+    assert gemma_doctor.scan(folder).remarks
+    assert gemma_doctor.scan(folder, Options(target_dtype="bfloat16")).remarks == ()
+    assert gemma_doctor.scan(folder, Options(include=("*norm*",))).remarks == ()
 
 
 # A head that is stored although the config ties it

@@ -85,5 +85,5 @@ def next_commands(report: Report, source: str, *, numbers: bool = True) -> Itera
         yield spelled("repair", source, "--output", MENDED), "write a mended copy"
     elif repairs:
         yield spelled("repair", source, "--output", MENDED, "--unsafe"), "at a price: it changes the function"
-    if numbers:
+    if numbers and report.tensors:
         yield spelled("scan", source, "--json", "report.json"), "every number"

@@ -125,7 +125,7 @@ def judged(case: Case, measured: Survey, started: float) -> Report:
         coverage=Coverage(case.asked + len(case.unreachable), len(measured.stats), skipped),
         findings=parted.kept,
         suppressed=parted.suppressed,
-        remarks=(*parted.remarks, *remarks(checkpoint)),
+        remarks=(*parted.remarks, *remarks(examination)),
         proof=_proof(examination),
         tensors=tuple(examination.tensors.values()),
         seconds=time.perf_counter() - started,

@@ -6,29 +6,50 @@ from collections.abc import Iterator
 
 from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.checkpoint.layout import is_adapter, listed
+from gemma_doctor.examination import Examination
 
 __all__ = ["remarks"]
 
 
-def remarks(checkpoint: Checkpoint) -> Iterator[str]:
+def remarks(exam: Examination) -> Iterator[str]:
     """Sentences for people who would otherwise take more for examined than was.
 
     Args:
-        checkpoint: The checkpoint that was scanned.
+        exam: The checkpoint that was scanned, and how.
     """
-    yield from checkpoint.remarks
+    yield from exam.checkpoint.remarks
+    if exam.checkpoint.tensors:  # where no file can be read, the findings say so, and nothing else matters
+        yield from _unjudged(exam)
+    yield from _unread(exam.checkpoint)
+
+
+def _unjudged(exam: Examination) -> Iterator[str]:
+    """What could not be judged of the tensors, and for want of what; the first reason is enough."""
+    checkpoint, config = exam.checkpoint, exam.checkpoint.config
     if any(is_adapter(file.name) for file in checkpoint.files):
         yield "this is an adapter, measured as it is: its sum with the base model was not. verify needs the two merged"
-    elif checkpoint.config is None and checkpoint.format == "safetensors":
+    elif checkpoint.format == "gguf":
+        return
+    elif config is None:
         yield (
             "there is no config.json, so the architecture is unknown: no names, shapes, shared KV or bounds were "
             "judged. Put the model's config.json beside the weights"
         )
-    elif checkpoint.config is not None and checkpoint.config.get("quantization_config") is not None:
+    elif config.get("quantization_config") is not None:
         yield (
             "the weights are quantised: packed integers and scales were measured as they are stored, and the weights "
             "that they stand for were not"
         )
+    elif exam.target_dtype == "float16" and exam.selected and not exam.model.values:
+        family = "this architecture" if exam.model.family == "generic" else exam.model.family
+        yield (
+            f"nothing is proved of what a float16 run computes: no bounds on activations are known for {family}. "
+            "That the weights fit does not say that they do; verify runs the model and measures them"
+        )
+
+
+def _unread(checkpoint: Checkpoint) -> Iterator[str]:
+    """The weights beside the checkpoint that were not read."""
     adapters = [name for name in checkpoint.beside if is_adapter(name)]
     if adapters:
         yield (
