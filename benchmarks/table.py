@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Row", "markdown", "race"]
+__all__ = ["HEAD", "Row", "line", "markdown", "race"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,16 @@ def race(entrants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+HEAD = "| what | ours | beside it | ratio | target | met |\n| --- | --- | --- | --- | --- | --- |"
+
+
+def line(row: Row) -> str:
+    """One row of the table."""
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    met = "" if row.met is None else "yes" if row.met else "**no**"
+    return f"| {row.what} | {row.ours} | {row.beside} | {ratio} | {row.target} | {met} |"
+
+
 def markdown(rows: list[Row]) -> str:
     """The table."""
-    lines = ["| what | ours | beside it | ratio | target | met |", "| --- | --- | --- | --- | --- | --- |"]
-    for row in rows:
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        met = "" if row.met is None else "yes" if row.met else "**no**"
-        lines.append(f"| {row.what} | {row.ours} | {row.beside} | {ratio} | {row.target} | {met} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([HEAD, *map(line, rows)]) + "\n"
