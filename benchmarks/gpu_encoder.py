@@ -49,7 +49,8 @@ def of_many_images(options: argparse.Namespace, *, backward: bool) -> Iterator[R
 
 def of_graphs(options: argparse.Namespace, *, backward: bool) -> Iterator[Row]:
     """Every way, replayed from a CUDA graph; one after the other, since each graph keeps its memory."""
-    images, seconds = options.batches[0], {}
+    images = options.batches[0]
+    seconds: dict[str, float] = {}
     for name in ("guarded", *PEERS):
         (run,) = _runs((name,), images, options.side, backward=backward).values()
         with _released():
