@@ -22,7 +22,19 @@ from torch.nn import functional
 from gemma_doctor.kernels.guards import norms_fused, norms_torch
 from gemma_doctor.kernels.guards.norms_torch import Form, Operands
 
-__all__ = ["backward_of_norms", "of_norms"]
+__all__ = [
+    "MAPS",
+    "Case",
+    "backward_bytes",
+    "backward_of_norms",
+    "copies",
+    "forward_bytes",
+    "of_maps",
+    "of_norms",
+    "of_rows",
+    "our_backward",
+    "our_forward",
+]
 
 MAPS = ((64, 384), (128, 192), (256, 96), (640, 48), (1280, 24), (2560, 48), (2048, 16))
 """Channels and side of the norms' inputs in the encoder at 768 pixels, or nearly."""
@@ -34,7 +46,7 @@ LAYOUTS = (torch.channels_last, torch.contiguous_format)
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
+class Case:
     """A norm to be timed.
 
     Attributes:
@@ -66,26 +78,27 @@ def backward_of_norms(options: argparse.Namespace) -> Iterator[Row]:
         yield _backward_row(case, options.rounds)
 
 
-def _cases(batch: int) -> Iterator[_Case]:
+def _cases(batch: int) -> Iterator[Case]:
     for layout in LAYOUTS:
         for channels, side in MAPS:
             for gelu in (True, False):
-                yield _of_maps((batch, channels, side, side), layout, gelu=gelu)
+                yield of_maps((batch, channels, side, side), layout, gelu=gelu)
     for shape in TEXT:
         for dtype in (torch.float16, torch.float32):
-            yield _of_text(shape, dtype)
+            yield of_rows(shape, dtype)
 
 
-def _of_maps(shape: tuple[int, int, int, int], layout: torch.memory_format, *, gelu: bool) -> _Case:
+def of_maps(shape: tuple[int, int, int, int], layout: torch.memory_format, *, gelu: bool) -> Case:
+    """Of float16 maps, against timm's."""
     from timm.layers import RmsNormAct2d  # noqa: PLC0415  # other parts do without
 
     norm = RmsNormAct2d(shape[1], act_layer="gelu_tanh", apply_act=gelu).to(GPU, torch.float16)
     inputs = _inputs(shape, torch.float16, layout)
     name = f"norm{' and GELU' if gelu else ''}, {'x'.join(map(str, shape))}, {str(layout).removeprefix('torch.')}"
-    return _Case(name, Form(norm.eps, 1, torch.float16, gelu=gelu), inputs, norm.weight, ("timm", norm))
+    return Case(name, Form(norm.eps, 1, torch.float16, gelu=gelu), inputs, norm.weight, ("timm", norm))
 
 
-def _of_text(shape: tuple[int, int], dtype: torch.dtype) -> _Case:
+def of_rows(shape: tuple[int, int], dtype: torch.dtype) -> Case:
     """The float16 result of a float16 or a float32 input, as the guarded text models have it; against torch's own."""
     weight = torch.randn(shape[1], device=GPU, dtype=torch.float16, requires_grad=True)
 
@@ -94,7 +107,7 @@ def _of_text(shape: tuple[int, int], dtype: torch.dtype) -> _Case:
 
     name = f"norm, {shape[0]}x{shape[1]}, rows of {str(dtype).removeprefix('torch.')}"
     form = Form(1e-6, -1, torch.float16)
-    return _Case(name, form, _inputs(shape, dtype, torch.contiguous_format), weight, ("`torch.rms_norm`", plain))
+    return Case(name, form, _inputs(shape, dtype, torch.contiguous_format), weight, ("`torch.rms_norm`", plain))
 
 
 def _inputs(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format) -> list[torch.Tensor]:
@@ -102,41 +115,64 @@ def _inputs(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_for
     return [torch.randn(shape, device=GPU, dtype=dtype).to(memory_format=layout) for _ in range(number)]
 
 
-def _forward_row(case: _Case, rounds: int) -> Row:
-    def ours() -> None:
-        for x in case.inputs:
-            norms_fused.normalise(Operands(x, case.weight, None), case.form)
-
+def _forward_row(case: Case, rounds: int) -> Row:
     with torch.no_grad():
         peer = _each(case.peer[1], case.inputs)
-        seconds = race({"ours": ours, "peer": peer, "copy": _copies(case)}, rounds)
-    return _row(f"{case.what}, forward", case, seconds, moved=case.inputs[0].nbytes + case.inputs[0].numel() * 2)
+        seconds = race({"ours": our_forward(case), "peer": peer, "copy": copies(case)}, rounds)
+    return _row(f"{case.what}, forward", case, seconds, forward_bytes(case))
 
 
-def _backward_row(case: _Case, rounds: int) -> Row:
+def _backward_row(case: Case, rounds: int) -> Row:
     """The host's part is hidden, and so is autograd's, which runs the peer's backward pass."""
-    grads = [torch.randn_like(x, dtype=case.form.out) for x in case.inputs]
-    kept = [norms_fused.forward(Operands(x, case.weight, None), case.form)[1] for x in case.inputs]
     leaves = [x.detach().requires_grad_() for x in case.inputs]
     results = [case.peer[1](x) for x in leaves]
-
-    def ours() -> None:
-        for x, grad, inverse in zip(case.inputs, grads, kept, strict=True):
-            norms_fused.backward(grad, Operands(x, case.weight, None), inverse, case.form, frozen=False)
+    grads = _gradients(case)
 
     def peer() -> None:
         for x, y, grad in zip(leaves, results, grads, strict=True):
             torch.autograd.grad(y, (x, case.weight), grad, retain_graph=True)
 
-    seconds = race({"ours": ours, "peer": peer, "copy": _copies(case)}, rounds)
-    return _row(f"{case.what}, backward", case, seconds, moved=2 * case.inputs[0].nbytes + grads[0].nbytes)
+    seconds = race({"ours": our_backward(case), "peer": peer, "copy": copies(case)}, rounds)
+    return _row(f"{case.what}, backward", case, seconds, backward_bytes(case))
+
+
+def our_forward(case: Case) -> Callable[[], object]:
+    """The fused kernel over every input."""
+    return lambda: [norms_fused.normalise(Operands(x, case.weight, None), case.form) for x in case.inputs]
+
+
+def our_backward(case: Case) -> Callable[[], None]:
+    """The fused kernel over every input and a gradient for each."""
+    grads = _gradients(case)
+    kept = [norms_fused.forward(Operands(x, case.weight, None), case.form)[1] for x in case.inputs]
+
+    def ours() -> None:
+        for x, grad, inverse in zip(case.inputs, grads, kept, strict=True):
+            norms_fused.backward(grad, Operands(x, case.weight, None), inverse, case.form, frozen=False)
+
+    return ours
+
+
+def _gradients(case: Case) -> list[torch.Tensor]:
+    return [torch.randn_like(x, dtype=case.form.out) for x in case.inputs]
+
+
+def forward_bytes(case: Case) -> int:
+    """What one forward pass must move."""
+    return int(case.inputs[0].numel()) * int(case.inputs[0].dtype.itemsize + case.form.out.itemsize)
+
+
+def backward_bytes(case: Case) -> int:
+    """What one backward pass must move."""
+    return int(case.inputs[0].numel()) * int(2 * case.inputs[0].dtype.itemsize + case.form.out.itemsize)
 
 
 def _each(run: Callable[[torch.Tensor], torch.Tensor], inputs: list[torch.Tensor]) -> Callable[[], object]:
     return lambda: [run(x) for x in inputs]
 
 
-def _copies(case: _Case) -> Callable[[], None]:
+def copies(case: Case) -> Callable[[], None]:
+    """A copy of every input."""
     results = [torch.empty_like(x) for x in case.inputs]
 
     def copied() -> None:
@@ -146,7 +182,7 @@ def _copies(case: _Case) -> Callable[[], None]:
     return copied
 
 
-def _row(what: str, case: _Case, seconds: dict[str, float], *, moved: int) -> Row:
+def _row(what: str, case: Case, seconds: dict[str, float], moved: int) -> Row:
     """As a share of what a copy of as many bytes takes."""
     micro = {name: value * 1e6 / len(case.inputs) for name, value in seconds.items()}
     least = micro["copy"] * moved / (2 * case.inputs[0].nbytes)

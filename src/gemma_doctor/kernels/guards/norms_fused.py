@@ -24,22 +24,23 @@ __all__ = ["backward", "fits", "forward", "normalise"]
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _MOST_CHANNELS = 8192
-"""Where they come last, a program holds all channels of a position: more would not fit the registers."""
+"""A program holds all channels of a position: more would not fit the registers."""
 
 _ENOUGH = 264
 """Programs that fill a GPU: two for each of an H100's multiprocessors."""
 
-_ADDING = 1056
-"""Most programs of a backward pass over rows: each adds the weight's gradient up by itself."""
+_WARPS = 2112
+"""Warps that a GPU has registers for where each thread takes 128 of them: 16 for each of an H100's multiprocessors."""
 
 _LANES = 32
 """Threads of a warp."""
 
-_WIDTHS = (64, 32, 16)
-"""Positions of a program over maps: the fewer, the more programs, but below 16 memory delivers what nobody wants."""
+_WIDTHS = (64, 32, 16, 8)
+"""Positions of a program over maps: the fewer, the more programs. A thread reads 8 of 16 bits at once."""
 
-_FEW, _MANY = 128, 2048
-"""Where the tiles change, by the number of channels: these and the tables below were chosen by measuring on an H100."""
+_MANY = 2048
+"""Channels of a row from which on a program and its threads take more. This and the tables below were chosen by
+measuring on an H100 (``benchmarks/gpu_norm_tiles.py``)."""
 
 
 def fits(x: torch.Tensor, form: Form) -> bool:
@@ -62,36 +63,31 @@ class _Launch:
     Attributes:
         maps: Whether a channel lies after the other.
         channels: How many there are.
-        positions: How many there are: in all, or in a batch item if these are maps.
-        factors: Positions in all.
+        items: The batch, if these are maps; else 1.
+        positions: How many there are in an item.
         forward: The kernel that normalises.
         backward: That of the gradients.
     """
 
     maps: bool
     channels: int
+    items: int
     positions: int
-    factors: int
     forward: _Pass
     backward: _Pass
 
 
 def _over_rows(rows: int, channels: int) -> _Launch:
     """Where channels come last."""
-    forward, backward = _rows_pass(rows, channels, backward=False), _rows_pass(rows, channels, backward=True)
-    return _Launch(False, channels, rows, rows, forward, backward)  # noqa: FBT003  # the fields say what
+    forward, backward = (_rows_pass(rows, channels, backward=backward) for backward in (False, True))
+    return _Launch(False, channels, 1, rows, forward, backward)  # noqa: FBT003  # the fields say what
 
 
 def _rows_pass(rows: int, channels: int, *, backward: bool) -> _Pass:
     """Each thread holds so many elements of a tensor that the registers suffice, and warps are many."""
     elements, each = _BACKWARD if backward else _FORWARD[channels > _MANY]
-    head = _power(channels + 1) // 2
-    rest = _power(channels - head) if channels > head else 0
     block = max(1, elements // _power(channels))
-    warps = min(16, max(1, _power(block * (head + rest) // (_LANES * each))))
-    programs = -(-rows // block)
-    options = {"channels": channels, "head": head, "rest": rest, "block": block, "num_warps": warps}
-    return _Pass((min(programs, _ADDING) if backward else programs, 1), options)
+    return _pass((-(-rows // block), 1), channels, block, _warps(channels * block, each), backward=backward)
 
 
 _FORWARD = ((2048, 16), (4096, 32))
@@ -103,11 +99,42 @@ _BACKWARD = (2048, 16)
 
 def _over_maps(items: int, channels: int, positions: int) -> _Launch:
     """Where a channel lies after the other."""
-    width = next((width for width in _WIDTHS if -(-positions // width) * items >= _ENOUGH), _WIDTHS[-1])
-    elements, warps = (2048, 4) if channels <= _FEW else (8192, 8 if width > _WIDTHS[-1] else 16)
-    options = {"block_c": min(_power(channels), elements // width), "block_p": width, "num_warps": warps}
-    both = _Pass((-(-positions // width), items), options)
-    return _Launch(True, channels, positions, items * positions, both, both)  # noqa: FBT003
+    forward, backward = (_maps_pass(items, channels, positions, backward=backward) for backward in (False, True))
+    return _Launch(True, channels, items, positions, forward, backward)  # noqa: FBT003
+
+
+def _maps_pass(items: int, channels: int, positions: int, *, backward: bool) -> _Pass:
+    """As many positions as leave enough programs, and no more elements than the registers hold."""
+    elements, each = _BACKWARD_MAPS if backward else _FORWARD_MAPS
+    grids = {width: (-(-positions // width), items) for width in _WIDTHS}
+    fitting = (
+        width for width, grid in grids.items() if math.prod(grid) >= _ENOUGH and width * _power(channels) <= elements
+    )
+    width = next(fitting, _WIDTHS[-1])
+    return _pass(grids[width], channels, width, _warps(channels * width, each), backward=backward)
+
+
+_FORWARD_MAPS, _BACKWARD_MAPS = (16384, 32), (16384, 32)
+"""Elements of a program, at most, and of each thread."""
+
+
+def _pass(grid: tuple[int, int], channels: int, block: int, warps: int, *, backward: bool) -> _Pass:
+    """A program for each block of positions, or in the backward pass for several: it adds the weight's gradient up."""
+    head, rest = _tiles(channels)
+    if backward:
+        grid = (min(math.prod(grid), _WARPS // warps), 1)
+    return _Pass(grid, {"channels": channels, "head": head, "rest": rest, "block": block, "num_warps": warps})
+
+
+def _tiles(channels: int) -> tuple[int, int]:
+    """Two powers of two that hold so many channels, the second 0 where the first does."""
+    head = _power(channels + 1) // 2
+    return head, _power(channels - head) if channels > head else 0
+
+
+def _warps(elements: int, each: int) -> int:
+    """A power of two."""
+    return min(16, max(1, _power(elements // (_LANES * each))))
 
 
 @cache
@@ -186,13 +213,12 @@ def _forward(  # noqa: PLR0913, PLR0917  # an operator's arguments are tensors a
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     launch = _checked(x, dim)
     y = torch.empty_like(x) if out is x.dtype else torch.empty_like(x, dtype=out)
-    inverse = torch.empty(launch.factors, dtype=torch.float32, device=x.device) if keep else None
+    inverse = torch.empty(launch.items * launch.positions, dtype=torch.float32, device=x.device) if keep else None
     with torch.cuda.device_of(x):  # Triton launches on the current device
         if launch.maps:
             triton_norms.maps_forward[launch.forward.grid](
-                x, y, weight, scale, inverse, launch.channels, launch.positions, eps, offset, gelu=gelu,
-                **launch.forward.options,
-            )  # fmt: skip
+                x, y, weight, scale, inverse, launch.positions, eps, offset, gelu=gelu, **launch.forward.options
+            )
         else:
             triton_norms.rows_forward[launch.forward.grid](
                 x, y, weight, scale, inverse, launch.positions, eps, offset, gelu=gelu, **launch.forward.options
@@ -217,11 +243,11 @@ def _backward(  # noqa: PLR0913, PLR0917
     grid = launch.backward.grid
     dw = None
     if not frozen:
-        dw = torch.empty((grid[0] * grid[1], launch.channels), dtype=torch.float32, device=x.device)
+        dw = torch.empty((grid[0], launch.channels), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         if launch.maps:
             triton_norms.maps_backward[grid](
-                grad, x, dx, weight, dw, scale, inverse, launch.channels, launch.positions, offset, gelu=gelu,
+                grad, x, dx, weight, dw, scale, inverse, launch.items, launch.positions, offset, gelu=gelu,
                 **launch.backward.options,
             )  # fmt: skip
         else:

@@ -1,8 +1,7 @@
 """The kernels of :mod:`.norms_fused`, one pair for channels that lie beside each other and one for maps.
 
-Where channels come last, a program holds some rows at a time in registers, each cut into two tiles of a power of two
-(640 = 512 + 128), so that few lanes idle. In maps (batch, channels, positions) a program takes some positions and goes
-through their channels twice: the second time they come from the cache.
+A program holds all channels of some positions in registers, cut into two tiles of a power of two (640 = 512 + 128), so
+that few lanes idle: rows where channels come last, and columns of maps (batch, channels, positions).
 
 GELU by tanh is z * sigmoid(2u) with u = sqrt(2 / pi) * (z + 0.044715 * z**3), since (1 + tanh(u)) / 2 = sigmoid(2u)
 (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016).
@@ -118,10 +117,10 @@ def rows_backward(
 
 @triton.jit
 def maps_forward(
-    x, y, weight, scale, inverse, channels, positions, eps, offset,
-    block_c: tl.constexpr, block_p: tl.constexpr, gelu: tl.constexpr,
+    x, y, weight, scale, inverse, positions, eps, offset,
+    channels: tl.constexpr, head: tl.constexpr, rest: tl.constexpr, block: tl.constexpr, gelu: tl.constexpr,
 ):  # fmt: skip
-    """Normalises ``block_p`` positions of one batch item.
+    """Normalises ``block`` positions of one batch item.
 
     Args:
         x: Input, shape (batch, channels, positions).
@@ -129,36 +128,38 @@ def maps_forward(
         weight: As in :func:`rows_forward`.
         scale: See there.
         inverse: Where 1 / sqrt(mean square + eps) goes, shape (batch, positions), float32; None for nowhere.
-        channels: How many there are.
         positions: How many there are in a batch item.
         eps: See there.
         offset: See there.
-        block_c: Channels of a tile, a power of two.
-        block_p: Positions of a tile, a power of two.
+        channels: See there.
+        head: See there.
+        rest: See there.
+        block: Positions of a program, a power of two.
         gelu: See there.
     """
-    squares = tl.zeros((block_c, block_p), tl.float32)
-    p, item = _positions(channels, positions, block_p)
-    for first in range(0, channels, block_c):
-        c, place, inside = _map_tile(first, p, channels, positions, block_c)
-        values = _read(x + item + place, inside) * _factors(scale, c, channels)[:, None]
-        squares += values * values
-    factor = tl.rsqrt(tl.sum(squares, axis=0) / channels + eps)
+    p = tl.program_id(0) * block + tl.arange(0, block)
+    item = tl.program_id(1).to(tl.int64)
+    c, place, inside = _map_tile(item, p, positions, 0, head, channels)
+    values = _read(x + place, inside) * _factors(scale, c, channels)[:, None]
+    total = tl.sum(values * values, axis=0)
+    if rest:
+        c2, place2, inside2 = _map_tile(item, p, positions, head, rest, channels)
+        values2 = _read(x + place2, inside2) * _factors(scale, c2, channels)[:, None]
+        total += tl.sum(values2 * values2, axis=0)
+    factor = tl.rsqrt(total / channels + eps)
     if inverse is not None:
-        tl.store(inverse + tl.program_id(1).to(tl.int64) * positions + p, factor, mask=p < positions)
-    for first in range(0, channels, block_c):
-        c, place, inside = _map_tile(first, p, channels, positions, block_c)
-        values = _read(x + item + place, inside) * _factors(scale, c, channels)[:, None]
-        result = values * factor[None, :] * _gain(weight, c, channels, offset)[:, None]
-        _write(y + item + place, result, inside, gelu)
+        tl.store(inverse + item * positions + p, factor, mask=p < positions)
+    _write(y + place, values * factor[None, :] * _gain(weight, c, channels, offset)[:, None], inside, gelu)
+    if rest:
+        _write(y + place2, values2 * factor[None, :] * _gain(weight, c2, channels, offset)[:, None], inside2, gelu)
 
 
 @triton.jit
 def maps_backward(
-    grad, x, dx, weight, dw, scale, inverse, channels, positions, offset,
-    block_c: tl.constexpr, block_p: tl.constexpr, gelu: tl.constexpr,
+    grad, x, dx, weight, dw, scale, inverse, items, positions, offset,
+    channels: tl.constexpr, head: tl.constexpr, rest: tl.constexpr, block: tl.constexpr, gelu: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of ``block_p`` positions of one batch item.
+    """The gradients of every so many-th ``block`` of positions.
 
     Args:
         grad: Of the result, laid out as x.
@@ -168,34 +169,47 @@ def maps_backward(
         dw: Where each program's part of the weight's gradient goes, shape (programs, channels), float32, or None.
         scale: See there.
         inverse: What :func:`maps_forward` put there.
-        channels: See there.
+        items: The batch.
         positions: See there.
         offset: See there.
-        block_c: See there.
-        block_p: See there.
+        channels: See there.
+        head: See there.
+        rest: See there.
+        block: See there.
         gelu: See there.
     """
-    products = tl.zeros((block_c, block_p), tl.float32)
-    p, item = _positions(channels, positions, block_p)
-    place_of_factor = inverse + tl.program_id(1).to(tl.int64) * positions + p
-    factor = tl.load(place_of_factor, mask=p < positions, other=0.0)[None, :]
-    line = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * channels
-    for first in range(0, channels, block_c):
-        c, place, inside = _map_tile(first, p, channels, positions, block_c)
-        normal = _read(x + item + place, inside) * _factors(scale, c, channels)[:, None] * factor
-        gain = _gain(weight, c, channels, offset)[:, None]
-        g = _before_gelu(_read(grad + item + place, inside), normal * gain, gelu)
-        products += g * gain * normal
-        if dw is not None:
-            tl.store(dw + line + c, tl.sum(g * normal, axis=1), mask=c < channels)
-    mean = (tl.sum(products, axis=0) / channels)[None, :]
-    for first in range(0, channels, block_c):
-        c, place, inside = _map_tile(first, p, channels, positions, block_c)
-        factors = _factors(scale, c, channels)[:, None]
-        normal = _read(x + item + place, inside) * factors * factor
-        gain = _gain(weight, c, channels, offset)[:, None]
-        g = _before_gelu(_read(grad + item + place, inside), normal * gain, gelu) * gain
-        _write(dx + item + place, (g - normal * mean) * factor * factors, inside, False)  # noqa: FBT003  # no names
+    c = tl.arange(0, head)
+    gain, factors = _gain(weight, c, channels, offset)[:, None], _factors(scale, c, channels)[:, None]
+    parts = tl.zeros((head,), tl.float32)
+    if rest:
+        c2 = head + tl.arange(0, rest)
+        gain2, factors2 = _gain(weight, c2, channels, offset)[:, None], _factors(scale, c2, channels)[:, None]
+        parts2 = tl.zeros((rest,), tl.float32)
+    blocks = tl.cdiv(positions, block)
+    for number in range(tl.program_id(0), items * blocks, tl.num_programs(0)):
+        item = (number // blocks).to(tl.int64)
+        p = number % blocks * block + tl.arange(0, block)
+        factor = tl.load(inverse + item * positions + p, mask=p < positions, other=0.0)[None, :]
+        _, place, inside = _map_tile(item, p, positions, 0, head, channels)
+        normal = _read(x + place, inside) * factors * factor
+        g = _before_gelu(_read(grad + place, inside), normal * gain, gelu)
+        parts += tl.sum(g * normal, axis=1)
+        total = tl.sum(g * gain * normal, axis=0)
+        if rest:
+            _, place2, inside2 = _map_tile(item, p, positions, head, rest, channels)
+            normal2 = _read(x + place2, inside2) * factors2 * factor
+            g2 = _before_gelu(_read(grad + place2, inside2), normal2 * gain2, gelu)
+            parts2 += tl.sum(g2 * normal2, axis=1)
+            total += tl.sum(g2 * gain2 * normal2, axis=0)
+        mean = (total / channels)[None, :]
+        _write(dx + place, (g * gain - normal * mean) * factor * factors, inside, False)  # noqa: FBT003  # no names
+        if rest:
+            _write(dx + place2, (g2 * gain2 - normal2 * mean) * factor * factors2, inside2, False)  # noqa: FBT003
+    if dw is not None:
+        line = dw + tl.program_id(0).to(tl.int64) * channels
+        tl.store(line + c, parts, mask=c < channels)
+        if rest:
+            tl.store(line + c2, parts2, mask=c2 < channels)
 
 
 @triton.jit
@@ -207,18 +221,11 @@ def _row_tile(row, rows, first: tl.constexpr, block: tl.constexpr, channels: tl.
 
 
 @triton.jit
-def _positions(channels, positions, block_p: tl.constexpr):
-    """This program's positions, and where its batch item begins."""
-    p = tl.program_id(0) * block_p + tl.arange(0, block_p)
-    return p, tl.program_id(1).to(tl.int64) * channels * positions
-
-
-@triton.jit
-def _map_tile(first, p, channels, positions, block_c: tl.constexpr):
+def _map_tile(item, p, positions, first: tl.constexpr, block: tl.constexpr, channels: tl.constexpr):
     """Channels from ``first`` on of some positions: their numbers, where they lie, and which of them there are."""
-    c = first + tl.arange(0, block_c)
+    c = first + tl.arange(0, block)
     inside = (c < channels)[:, None] & (p < positions)[None, :]
-    return c, c.to(tl.int64)[:, None] * positions + p[None, :], inside
+    return c, (item * channels + c)[:, None] * positions + p[None, :], inside
 
 
 @triton.jit

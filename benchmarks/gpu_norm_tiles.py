@@ -1,0 +1,158 @@
+"""The tiles that the fused norms could take: ``PYTHONPATH=src python benchmarks/gpu_norm_tiles.py [PART ...]``.
+
+The tables of ``gemma_doctor/kernels/guards/norms_fused.py`` were chosen by this. Needs one CUDA GPU, torch, triton and
+timm. For each shape every tile is compared with plain torch, then timed against a copy of the bytes it must move, as
+``gpu_norms.py`` times the tile that is chosen: that one is marked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from unittest import mock
+
+import torch
+from gpu_norms import (
+    MAPS,
+    Case,
+    backward_bytes,
+    copies,
+    forward_bytes,
+    of_maps,
+    of_rows,
+    our_backward,
+    our_forward,
+)
+from gpu_timing import race
+
+from gemma_doctor.kernels.guards import norms_fused, norms_torch
+from gemma_doctor.kernels.guards.norms_torch import Operands
+
+SHAPES = (*MAPS, (3840, 48))
+ROWS = ((147456, 64), (36864, 256), (9216, 640), (2304, 1280), (9216, 2560), (1024, 2048), (8192, 2048), (8192, 5376))
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One that a kernel may take.
+
+    Attributes:
+        block: Positions of a program.
+        warps: Of a program.
+        resident: Warps of all programs of a backward pass.
+    """
+
+    block: int
+    warps: int
+    resident: int = 2112
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each tile")
+    options = parser.parse_args()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", file=sys.stderr)
+    print("| norm | block | warps | programs | us | a copy of its bytes, us | share |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    for part in options.parts or PARTS:
+        for text in PARTS[part](options.rounds):
+            print(text, flush=True)
+
+
+def over_maps(rounds: int, *, backward: bool) -> Iterator[str]:
+    """Contiguous maps, with GELU."""
+    for channels, side in SHAPES:
+        yield from _of_shape(partial(of_maps, (4, channels, side, side), torch.contiguous_format), rounds, backward)
+
+
+def over_rows(rounds: int, *, backward: bool) -> Iterator[str]:
+    """Channels that come last, without GELU."""
+    for shape in ROWS:
+        yield from _of_shape(lambda shape=shape, **_: of_rows(shape, torch.float16), rounds, backward)
+
+
+def _of_shape(build: Callable[..., Case], rounds: int, backward: bool) -> Iterator[str]:  # noqa: FBT001  # a direction
+    case = build(gelu=True)
+    launch = _launch(case)
+    chosen = _chosen(launch, backward)
+    moved = backward_bytes(case) if backward else forward_bytes(case)
+    way = "backward" if backward else "forward"
+    for tile in dict.fromkeys((chosen, *_tiles(case, backward))):
+        tiled = _with(launch, case, tile, way)
+        with mock.patch.object(norms_fused, "_launch", return_value=tiled), torch.no_grad():
+            _compare(case, backward)
+            run = our_backward(case) if backward else our_forward(case)
+            seconds = race({"ours": run, "copy": copies(case)}, rounds)
+        ours, copied = (seconds[name] * 1e6 / len(case.inputs) for name in ("ours", "copy"))
+        least = copied * moved / (2 * case.inputs[0].nbytes)
+        programs = math.prod(getattr(tiled, way).grid)
+        name = f"{case.what}, {way}{' (chosen)' if tile == chosen else ''}"
+        cells = f"{programs:,} | {ours:.1f} | {least:.1f} | {least / ours:.2f}"
+        yield f"| {name} | {tile.block} | {tile.warps} | {cells} |"
+
+
+def _launch(case: Case) -> norms_fused._Launch:  # it measures what is inside
+    x = case.inputs[0]
+    found = norms_fused._launch(x.shape, x.stride(), case.form.dim)  # noqa: SLF001
+    assert found is not None  # noqa: S101  # the kernels read all that is built here
+    return found
+
+
+def _chosen(launch: norms_fused._Launch, backward: bool) -> Tile:  # noqa: FBT001
+    options = (launch.backward if backward else launch.forward).options
+    return Tile(options["block"], options["num_warps"])
+
+
+def _tiles(case: Case, backward: bool) -> Iterator[Tile]:  # noqa: FBT001
+    """Those whose threads hold from 16 to 64 elements (to 40 backward, which holds two tensors)."""
+    channels = case.weight.numel()
+    blocks = (8, 16, 32, 64, 128) if case.form.dim == 1 else (1, 2, 4, 8, 16, 32)
+    for block in blocks:
+        for warps in (4, 8, 16):
+            each = block * sum(norms_fused._tiles(channels)) / (32 * warps)  # noqa: SLF001
+            if 12 <= each <= (40 if backward else 80):
+                yield Tile(block, warps)
+                if backward and case.form.dim == -1:
+                    yield Tile(block, warps, 4224)
+
+
+def _with(launch: norms_fused._Launch, case: Case, tile: Tile, way: str) -> norms_fused._Launch:
+    """With another tile for one of the passes."""
+    grid = (-(-launch.positions // tile.block), launch.items)
+    with mock.patch.object(norms_fused, "_WARPS", tile.resident):
+        tiled = norms_fused._pass(  # noqa: SLF001
+            grid, case.weight.numel(), tile.block, tile.warps, backward=way == "backward"
+        )
+    return replace(launch, forward=tiled) if way == "forward" else replace(launch, backward=tiled)
+
+
+def _compare(case: Case, backward: bool) -> None:  # noqa: FBT001
+    x = case.inputs[0]
+    operands, grad = Operands(x, case.weight, None), torch.randn_like(x, dtype=case.form.out)
+    results = []
+    for way in (norms_fused, norms_torch):
+        y, inverse = way.forward(operands, case.form)
+        results.append(way.backward(grad, operands, inverse, case.form, frozen=False) if backward else (y,))
+    for mine, theirs in zip(*results, strict=True):
+        error = float((mine.float() - theirs.float()).norm() / theirs.float().norm())
+        if not error < torch.finfo(torch.float16).eps:
+            raise SystemExit(f"{case.what}: differs from torch's by {error}")
+
+
+PARTS: dict[str, Callable[[int], Iterator[str]]] = {
+    "maps": partial(over_maps, backward=False),
+    "maps-backward": partial(over_maps, backward=True),
+    "rows": partial(over_rows, backward=False),
+    "rows-backward": partial(over_rows, backward=True),
+}
+"""By name."""
+
+
+if __name__ == "__main__":
+    main()
