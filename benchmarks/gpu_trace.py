@@ -1,11 +1,12 @@
 """What tracing costs on a GPU: a float16 training step of real-size Gemma 3n E2B, plain, traced, and hooked.
 
-Usage: python benchmarks/gpu_trace.py [--json FILE]
+Usage: python benchmarks/gpu_trace.py [--json FILE] [--only WORD] [--profile]
 
-Prints a Markdown table: the step as it is, the same under a dispatch mode that does nothing, the same with every
-operation measured and the first that is not finite looked for, and with a hook on every module that asks for isinf of
-its output and waits for the answer, as scripts do (forward only: hooks see nothing of the backward pass). Times are
-medians of three after one that warms up; weights are random.
+Prints a Markdown table: the step as it is, the same under a dispatch mode that does nothing, under one that views pass
+by, the same with every operation measured and the first that is not finite looked for, and with a hook on every module
+that asks for isinf of its output and waits for the answer, as scripts do (forward only: hooks see nothing of the
+backward pass). Times are medians of three after one that warms up; weights are random. ``--only`` takes the rows whose
+name holds the word. ``--profile`` prints for each row instead where a traced step's time goes, beside the plain one's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dispatching import Empty
 from gpu_models import build
 from inputs import E2B_CONFIG
 from torch import nn
+from trace_profile import compare
 
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.verify.bench import Bench
@@ -35,6 +37,7 @@ from gemma_doctor.verify.inputs import Batch, batch
 from gemma_doctor.verify.loading import read_config
 from gemma_doctor.verify.machine import without_tf32
 from gemma_doctor.verify.measures import Measures, Request
+from gemma_doctor.verify.passing import views_pass
 from gemma_doctor.verify.places import Places
 
 LOSS_SCALE = 1024.0
@@ -48,6 +51,7 @@ class Row:
     what: str
     plain: float
     empty: float
+    passing: float
     traced: float
     hooked_forward: float
     plain_forward: float
@@ -58,7 +62,8 @@ class Row:
 
     def cells(self) -> str:
         """The line."""
-        times = (self.plain, self.empty, self.traced, self.plain_forward, self.traced_forward, self.hooked_forward)
+        steps = (self.plain, self.empty, self.passing, self.traced)
+        times = (*steps, self.plain_forward, self.traced_forward, self.hooked_forward)
         milliseconds = " | ".join(f"{1000 * seconds:,.0f}" for seconds in times)
         return (
             f"| {self.what} | {self.outputs:,} | {milliseconds} | {self.traced / self.plain:.2f} | "
@@ -68,9 +73,10 @@ class Row:
 
 
 HEADER = """\
-| float16 step | outputs | plain ms | empty mode ms | traced ms | forward ms | traced forward ms | hooked forward ms | \
-traced / plain | forward: traced / plain | forward: hooked / plain | peak GB | traced peak GB |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
+| float16 step | outputs | plain ms | empty mode ms | empty mode, views pass ms | traced ms | forward ms | \
+traced forward ms | hooked forward ms | traced / plain | forward: traced / plain | forward: hooked / plain | \
+peak GB | traced peak GB |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
 
 
 def main() -> None:
@@ -78,28 +84,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch, without_tf32(0):
         folder = build(Path(scratch) / "e2b", E2B_CONFIG, lambda _, values: values)
-        rows = list(_rows(folder))
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n\n{HEADER}")
+        rows = list(_rows(folder, arguments.only, profile=arguments.profile))
+    if arguments.profile:
+        return
+    print(HEADER)
     for row in rows:
         print(row.cells())
     if arguments.json:
         arguments.json.write_text(json.dumps([{key: getattr(row, key) for key in row.__slots__} for row in rows]))
 
 
-def _rows(folder: Path) -> Iterator[Row]:
+def _rows(folder: Path, only: str, *, profile: bool) -> Iterator[Row]:
     subject = read_config(open_checkpoint(folder))
     bench = Bench(Measures(device="cuda"), DEVICE, 0)
     with bench.model(subject, torch.float16) as model:
-        for tokens in (512, 2048, 4096):
-            with _survive(f"text, {tokens} tokens"):
-                yield _row(f"text, {tokens:,} tokens", bench, model, _step(bench, model, subject, "text", tokens))
-        with _survive("image"):
-            yield _row("text of 64 tokens and a 768 px image", bench, model, _step(bench, model, subject, "image", 64))
-        with _survive("encoder"):
-            yield _row("image encoder, 4 images of 768 px", bench, model, _encoder(model))
+        places = Places.of(model)
+        texts = {
+            f"text, {tokens:,} tokens": _step(bench, model, subject, "text", tokens) for tokens in (512, 2048, 4096)
+        }
+        image = _step(bench, model, subject, "image", 64)
+        others = {"text of 64 tokens and a 768 px image": image, "image encoder, 4 images of 768 px": _encoder(model)}
+        for what, forward in (texts | others).items():
+            steps = Steps(bench, model, places, forward)
+            if only not in what:
+                continue
+            with _survive(what):
+                if profile:
+                    compare(what, steps.plain, steps.traced)
+                else:
+                    yield _row(what, steps)
 
 
 @contextmanager
@@ -126,44 +145,71 @@ def _encoder(model: Any) -> Forward:  # noqa: ANN401  # a class of transformers
     return lambda: tower.forward_features(pixels).float().square().mean()
 
 
-def _row(what: str, bench: Bench, model: nn.Module, forward: Forward) -> Row:
-    places = Places.of(model)
-    outputs = 0
+@dataclass
+class Steps:
+    """The ways to run a step; each is a row's column of the same name.
 
-    def plain() -> None:
-        (forward() * LOSS_SCALE).backward()
-        model.zero_grad(set_to_none=True)
+    Attributes:
+        bench: Where it runs.
+        model: What runs.
+        places: Its places.
+        forward: Its forward pass: gives the loss.
+        outputs: Those of the last trace.
+    """
 
-    def empty() -> None:
+    bench: Bench
+    model: nn.Module
+    places: Places
+    forward: Forward
+    outputs: int = 0
+
+    def plain(self) -> None:
+        """As it is."""
+        (self.forward() * LOSS_SCALE).backward()
+        self.model.zero_grad(set_to_none=True)
+
+    def empty(self) -> None:
+        """Under a mode that does nothing."""
         with Empty():
-            plain()
+            self.plain()
 
-    def traced() -> None:
-        nonlocal outputs
-        with places.watching(), (trace := bench.trace(places)):
-            plain()
+    def passing(self) -> None:
+        """Under a mode that does nothing, and sees no views."""
+        with views_pass(), Empty():
+            self.plain()
+
+    def traced(self) -> None:
+        """With every output measured."""
+        with self.places.watching(), (trace := self.bench.trace(self.places)):
+            self.plain()
         events = trace.events()
         first_bad(events, None)  # waits for the figures
-        outputs = len(events)
+        self.outputs = len(events)
 
-    def traced_forward() -> None:
-        with places.watching(), torch.no_grad(), (trace := bench.trace(places)):
-            forward()
+    def plain_forward(self) -> None:
+        """Forward only."""
+        with torch.no_grad():
+            self.forward()
+
+    def traced_forward(self) -> None:
+        """Forward only, traced."""
+        with self.places.watching(), torch.no_grad(), (trace := self.bench.trace(self.places)):
+            self.forward()
         first_bad(trace.events(), None)
 
-    def plain_forward() -> None:
-        with torch.no_grad():
-            forward()
+    def hooked_forward(self) -> None:
+        """Forward only, with a hook on every module."""
+        with _hooks(self.model), torch.no_grad():
+            self.forward()
 
-    def hooked_forward() -> None:
-        with _hooks(model), torch.no_grad():
-            forward()
 
+def _row(what: str, steps: Steps) -> Row:
     times: dict[str, float] = {}
     peaks: dict[str, int] = {}
-    for run in (plain, empty, traced, plain_forward, traced_forward, hooked_forward):
+    ways = (steps.plain, steps.empty, steps.passing, steps.plain_forward, steps.traced_forward, steps.hooked_forward)
+    for run in (*ways, steps.traced):
         times[run.__name__], peaks[run.__name__] = _measured(run)
-    return Row(what, **times, outputs=outputs, plain_peak=peaks["plain"], traced_peak=peaks["traced"])
+    return Row(what, **times, outputs=steps.outputs, plain_peak=peaks["plain"], traced_peak=peaks["traced"])
 
 
 @contextmanager

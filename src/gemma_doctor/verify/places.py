@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from gemma_doctor.verifications import Phase
 from gemma_doctor.verify.operations import address
+from gemma_doctor.verify.passing import ordinary
 from gemma_doctor.verify.streaming import Streamed, streamed
 
 __all__ = ["Places", "Spot"]
@@ -38,12 +39,14 @@ class Places:
         names: Each module's name in the model; empty for the model itself.
         parameters: Each parameter's and buffer's name, by its identity.
         storages: The same, by the address of its memory: views of a parameter have that address too.
+        ordinary: Whether all of them are ordinary tensors, which have no answer of their own to operations.
         offloaded: The weights that have memory only while they are used; None where all have.
     """
 
     names: dict[nn.Module, str]
     parameters: dict[int, str]
     storages: dict[int, str]
+    ordinary: bool = True
     offloaded: Streamed | None = None
     _stack: list[str] = field(default_factory=list)
     _numbers: list[int] = field(default_factory=list)
@@ -58,6 +61,7 @@ class Places:
             names={module: name for name, module in model.named_modules()},
             parameters={id(tensor): name for name, tensor in tensors},
             storages={address(tensor): name for name, tensor in tensors if not tensor.is_meta},
+            ordinary=ordinary(tensor for _, tensor in tensors),
             offloaded=streamed(model),
         )
 

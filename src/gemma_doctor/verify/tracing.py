@@ -9,6 +9,7 @@ step has tens of thousands: most of them are functions of tensors that give one 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from math import isfinite
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gemma_doctor.kernels.outputs import Launched, launch
 from gemma_doctor.verify.events import Events, Origin, Raw, Sources
 from gemma_doctor.verify.operations import Operation, address, operation, tensors_in
+from gemma_doctor.verify.passing import views_pass
 from gemma_doctor.verify.places import Places, Spot
 
 __all__ = ["Trace"]
@@ -49,6 +51,21 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
         self._bytes = 0
         self._launched: list[Launched] = []
         self._starts: list[int] = []
+        self._around: list[ExitStack] = []
+
+    def __enter__(self) -> Trace:  # noqa: PYI034  # Self needs Python 3.11
+        """Begin to record."""
+        with ExitStack() as around:
+            if self._places.ordinary:
+                around.enter_context(views_pass())
+            super().__enter__()
+            self._around.append(around.pop_all())
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Stop, whatever was raised meanwhile."""
+        with self._around.pop():
+            super().__exit__(*raised)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
