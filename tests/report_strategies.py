@@ -105,6 +105,7 @@ trials = st.builds(
     st.floats(0, exclude_min=True, allow_infinity=False),
     st.sampled_from(["sound", "overflow", "underflow"]),
     st.none() | texts,
+    counts,
 )
 module_drifts = st.builds(
     ModuleDrift,
@@ -139,6 +140,7 @@ verifications = st.builds(
     mode=st.sampled_from(MODES),
     backward=st.booleans(),
     guarded=st.booleans(),
+    frozen=st.lists(texts, max_size=2).map(tuple),
     runs=st.lists(runs, max_size=2).map(tuple),
     imitated=st.lists(texts, max_size=2).map(tuple),
     not_imitated=st.lists(texts, max_size=2).map(tuple),

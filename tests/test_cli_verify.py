@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision_operators
-from checkpoints import healthy, tiny_gemma3_config, write
+from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3n_text_config, write
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
@@ -109,6 +109,37 @@ def test_gradient_checkpointing_gives_the_same_loss(sound: Path) -> None:
     assert loss() == loss("--gradient-checkpointing")
 
 
+def test_no_gradient_is_asked_for_what_is_frozen(sound: Path) -> None:
+    """The loss stays, and so does every gradient but those of the first layer, which nothing else reads."""
+
+    def seen(*more: str) -> tuple[float, dict[str, float], str]:
+        words = ("verify", sound, "--seq-len", "8", "--loss-scale", "64", "--json", "-", *more)
+        document = json.loads(run(*words).stdout)
+        (found,) = document["verification"]["runs"]
+        backward = [one for one in document["activations"] if one["phase"] == "backward" and one["op"] == "aten.mm"]
+        layers = [one["module"] for one in backward if ".layers.0." in one["module"]]
+        return found["loss"], {"all": len(backward), "first": len(layers)}, document["verification"]["frozen"]
+
+    loss, gradients, frozen = seen()
+    again, fewer, globs = seen("--freeze", "model.layers.0.*", "--freeze", "model.embed_tokens.*")
+    assert (frozen, globs) == ([], ["model.layers.0.*", "model.embed_tokens.*"])
+    assert loss == again
+    assert gradients["first"] > 0
+    assert fewer == {"all": gradients["all"] - gradients["first"], "first": 0}
+
+
+def test_where_float32_has_no_gradients_either_nothing_is_judged(tmp_path: Path) -> None:
+    """An embedding of zeros behind Gemma 3n's AltUp, which takes the root of its mean square."""
+    config = tiny_gemma3n_text_config()
+    tensors = healthy(config)
+    tensors["model.embed_tokens.weight"][:] = 0.0
+    checkpoint = write(tmp_path / "checkpoint", tensors, config)
+    done = run("verify", checkpoint, "--seq-len", "8")
+    assert done.returncode == 2, done.stdout
+    assert "in float32, too, gradients of" in done.stdout
+    assert "Judged 0 of 1 run" in done.stdout
+
+
 def test_against_itself_nothing_drifts(sound: Path) -> None:
     done = run("verify", sound, "--seq-len", "8", "--no-backward", "--against", sound)
     assert "float32 logits against the other checkpoint's: KL 0 nats, top-1 100.0%" in done.stdout
@@ -123,6 +154,12 @@ def test_against_itself_nothing_drifts(sound: Path) -> None:
         (["--device", "cuda"], "torch sees no CUDA device here"),
         (["--select", "GD1"], "GD1 selects no rule from GD401 to GD405"),
         (["--trace", "t.json", "--reference", "none"], "leave out --reference none"),
+        (
+            ["--freeze", "tower.*"],
+            "--freeze tower.*: no parameter has such a name; they are model.embed_tokens.weight, ",
+        ),
+        (["--freeze", "*"], "--freeze leaves no parameter to train; to run forward only, --no-backward"),
+        (["--freeze", "*", "--no-backward"], "--no-backward trains nothing: leave one out"),
     ],
 )
 def test_what_cannot_be_done_exits_with_2_and_says_why(sound: Path, words: list[str], message: str) -> None:

@@ -121,7 +121,11 @@ def test_an_offloaded_model_runs_backward_like_any_other(
     same(run(checkpoint), whole)
 
 
-@pytest.mark.parametrize("how", [{"mode": "amp"}, {"mode": "amp", "checkpointing": True}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [{"mode": "amp"}, {"mode": "amp", "checkpointing": True}, {"frozen": ("*.layers.1.*", "*embed*")}],
+    ids=str,
+)
 def test_an_offloaded_model_runs_so_in_every_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
 ) -> None:
@@ -189,7 +193,9 @@ class Alive:
         self.peak = max(self.peak, sum(self.known.values()))
 
 
-@pytest.mark.parametrize("how", [{}, {"mode": "amp"}, {"checkpointing": True}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{}, {"mode": "amp"}, {"checkpointing": True}, {"frozen": ("*.layers.1.*", "*embed*")}], ids=str
+)
 def test_weights_and_gradients_of_an_offloaded_model_are_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
 ) -> None:

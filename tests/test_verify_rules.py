@@ -55,7 +55,7 @@ FAILURE = FailingOp(
 
 
 def scales(*outcomes: tuple[int, Any]) -> LossScales:
-    return LossScales(tuple(LossScaleTrial(2.0**at, outcome, f"layer{at}") for at, outcome in outcomes))
+    return LossScales(tuple(LossScaleTrial(2.0**at, outcome, f"layer{at}", 3) for at, outcome in outcomes))
 
 
 def test_a_sound_run_has_no_finding() -> None:
@@ -98,7 +98,7 @@ def test_gd402_needs_every_scale_to_overflow() -> None:
     assert finding.rule == "GD402"
     assert "down to 1; first aten.convolution in" in finding.message
     (finding,) = find(replace(SOUND, loss_scales=every))
-    assert "the parameters of layer0" in finding.message
+    assert "gradients of 3 parameters, of layer0 among them, are inf or NaN" in finding.message
 
 
 def test_gd402_is_silent_where_the_forward_pass_failed() -> None:

@@ -52,6 +52,16 @@ def test_a_window_that_is_never_open() -> None:
     assert scales.trials[0].module == "layer"
 
 
+def test_the_parameters_whose_gradients_decide_are_counted() -> None:
+    """One of three is broken at 8, one of the two others has vanished at 1."""
+    figures = {0: TensorStats(count=100), 60: TensorStats(count=100, zeros=60), 1: TensorStats(count=100, inf=1)}
+    reference = dict.fromkeys("abc", TensorStats(count=100))
+    (large,) = tried(lambda _: {"a": figures[1], "b": figures[60], "c": figures[0]}, reference, 8.0).trials
+    (small,) = tried(lambda _: {"a": figures[60], "b": figures[60], "c": figures[0]}, reference, 1.0).trials
+    assert (large.outcome, large.parameters) == ("overflow", 1)
+    assert (small.outcome, small.parameters) == ("underflow", 2)
+
+
 def test_gradients_that_are_broken_in_the_reference_do_not_count() -> None:
     broken = {"layer.weight": TensorStats(count=100, nan=1)}
     assert search(backward(0, -1), broken).room == LARGEST

@@ -162,11 +162,13 @@ class LossScaleTrial:
         scale: What the loss was multiplied by.
         outcome: ``sound``, ``overflow`` (a gradient is inf or NaN) or ``underflow`` (gradients of a parameter vanish).
         module: The module that decided it; None where it was sound.
+        parameters: How many parameters' gradients overflow, or vanish.
     """
 
     scale: float
     outcome: Literal["sound", "overflow", "underflow"]
     module: str | None = None
+    parameters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,7 @@ class Verification:
         not_imitated: What was not.
         against: SOURCE of the checkpoint that this one was compared with.
         peak_memory: Largest memory that tensors took on the device, in bytes; None where it cannot be told.
+        frozen: Globs over names of parameters that were not trained.
     """
 
     device: str
@@ -248,6 +251,7 @@ class Verification:
     not_imitated: tuple[str, ...] = ()
     against: str | None = None
     peak_memory: int | None = None
+    frozen: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:

@@ -99,6 +99,7 @@ class Manner:
         bool,
         option(RUNNING, None, "Compute layers again in the backward pass (non-reentrant).", "--gradient-checkpointing"),
     ] = False
+    freeze: Annotated[Words, option(RUNNING, "GLOB", "Do not train parameters of these names. Repeatable.")] = None
     reference: Annotated[Reference, choice(RUNNING, REFERENCES, "What float16 is compared with.")] = REFERENCES[0]
     against: Annotated[
         str | None, option(RUNNING, "SOURCE", "Compare float32 logits with those of this checkpoint, too.")
@@ -127,7 +128,13 @@ class Manner:
         return scale
 
     def measures(self, inputs: Inputs) -> Measures:
-        """Everything for the harness."""
+        """Everything for the harness.
+
+        Raises:
+            UsageError: If a choice is none, or contradicts another.
+        """
+        if self.no_backward and self.freeze:
+            raise UsageError("--freeze says what is not trained, and --no-backward trains nothing: leave one out")
         return Measures(
             device=self.device,
             mode=self.mode,
@@ -138,6 +145,7 @@ class Manner:
             memory_limit=self.memory_limit,
             guard=self.guard,
             checkpointing=self.gradient_checkpointing,
+            frozen=tuple(self.freeze or ()),
             request=inputs.request(),
         )
 

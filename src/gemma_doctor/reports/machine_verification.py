@@ -10,6 +10,7 @@ from gemma_doctor.verifications import (
     Drift,
     FailingOp,
     LossScales,
+    LossScaleTrial,
     ModuleDrift,
     Operand,
     Run,
@@ -45,6 +46,7 @@ def verification_dict(verification: Verification) -> dict[str, Any]:
         "guarded": verification.guarded,
         "against": verification.against,
         "peak_memory": verification.peak_memory,
+        "frozen": list(verification.frozen),
         "imitated": list(verification.imitated),
         "not_imitated": list(verification.not_imitated),
         "runs": [_run(run) for run in verification.runs],
@@ -92,10 +94,20 @@ def _operand(operand: Operand) -> dict[str, Any]:
 
 
 def _loss_scales(scales: LossScales) -> dict[str, Any]:
-    trials = [
-        {"scale": strict(trial.scale), "outcome": trial.outcome, "module": trial.module} for trial in scales.trials
-    ]
-    return {"trials": trials, "sound": strict(scales.sound), "room": strict(scales.room)}
+    return {
+        "trials": [_trial(trial) for trial in scales.trials],
+        "sound": strict(scales.sound),
+        "room": strict(scales.room),
+    }
+
+
+def _trial(trial: LossScaleTrial) -> dict[str, Any]:
+    return {
+        "scale": strict(trial.scale),
+        "outcome": trial.outcome,
+        "module": trial.module,
+        "parameters": trial.parameters,
+    }
 
 
 def _module(drift: ModuleDrift) -> dict[str, Any]:

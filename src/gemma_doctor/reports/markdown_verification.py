@@ -37,7 +37,8 @@ def verification_lines(report: Report) -> Iterator[str]:
 def _how(verification: Verification) -> str:
     passes = "forward and backward" if verification.backward else "forward"
     guarded = ", with the float16-safe kernels" if verification.guarded else ""
-    return prose(f"on {clipped(verification.device, 100)}: {passes}, mode {verification.mode}{guarded}.")
+    frozen = "".join(f", {clipped(glob, 100)} frozen" for glob in verification.frozen)
+    return prose(f"on {clipped(verification.device, 100)}: {passes}{frozen}, mode {verification.mode}{guarded}.")
 
 
 def _input(run: Run) -> str:

@@ -123,6 +123,7 @@ def reproduction(report: Report) -> str:
         words += ["--mode", run.mode] if run.mode != MODES[0] else []
         words += ["--no-backward"] if not run.backward else []
         words += ["--guard"] if run.guarded else []
+        words += [word for glob in run.frozen for word in ("--freeze", glob)]
         words += ["--against", run.against] if run.against else []
     return shlex.join(words)
 

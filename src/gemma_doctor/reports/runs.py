@@ -70,7 +70,8 @@ def _setting(verification: Verification) -> Iterator[str]:
     passes = "forward and backward" if verification.backward else "forward only"
     memory = "" if verification.peak_memory is None else f", at most {size(verification.peak_memory)} of tensors"
     guarded = ", with the float16-safe kernels" if verification.guarded else ""
-    yield f"Ran on {verification.device}, {passes}, mode {verification.mode}{guarded}{memory}."
+    frozen = f", {', '.join(verification.frozen)} frozen" if verification.frozen else ""
+    yield f"Ran on {verification.device}, {passes}{frozen}, mode {verification.mode}{guarded}{memory}."
     if verification.not_imitated:
         yield f"As on a T4: {'; '.join(verification.imitated)}."
         yield f"Not as on a T4: {'; '.join(verification.not_imitated)}."

@@ -65,6 +65,7 @@ def read_verification(node: Node) -> Verification:
         not_imitated=tuple(item.text() for item in node.member("not_imitated").items()),
         against=node.member("against").maybe(Node.text),
         peak_memory=node.member("peak_memory").maybe(Node.count),
+        frozen=tuple(item.text() for item in node.member("frozen").items()),
     )
 
 
@@ -131,6 +132,7 @@ def _trial(node: Node) -> LossScaleTrial:
         scale=number,
         outcome=node.member("outcome").choice(_OUTCOMES),
         module=node.member("module").maybe(Node.text),
+        parameters=node.member("parameters").count(),
     )
 
 

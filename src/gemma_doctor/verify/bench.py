@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from gemma_doctor.verify.streaming import stream
 from gemma_doctor.verify.tracing import Trace
 
 __all__ = ["Bench"]
+
+_NAMED = 3
+"""Parameters that an error shows as examples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Bench:
         limit, backward = self.measures.memory_limit, self.measures.backward
         spread = machine.room(self.numel * dtype.itemsize, self.device, limit, backward=backward)
         with subject.loaded(dtype, self.device, spread) as model:
+            _freeze(model, self.measures)
             stream(model, self.device)
             if self.measures.checkpointing:
                 _recompute(model)
@@ -76,6 +81,25 @@ class Bench:
             raise
         except (TypeError, ValueError, IndexError, RuntimeError) as error:
             raise UsageError(f"{type(model).__name__} cannot be run with {inputs.words}: {error}") from error
+
+
+def _freeze(model: nn.Module, measures: Measures) -> None:
+    """Have parameters stay as they are in training, as whoever fine-tunes a part of a model does."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for glob in measures.frozen:
+        chosen = [name for name in names if fnmatchcase(name, glob)]
+        if not chosen:
+            raise UsageError(f"--freeze {glob}: no parameter has such a name; they are {_some(names)}")
+        for name in chosen:
+            model.get_parameter(name).requires_grad_(requires_grad=False)
+    if measures.frozen and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError("--freeze leaves no parameter to train; to run forward only, --no-backward")
+
+
+def _some(names: list[str]) -> str:
+    """``"a, b, c and 5 more"``."""
+    rest = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{rest}"
 
 
 def _recompute(model: Any) -> None:  # noqa: ANN401  # a class of transformers

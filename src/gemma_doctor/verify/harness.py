@@ -86,6 +86,7 @@ def verify(checkpoint: Checkpoint, measures: Measures, against: Checkpoint | Non
         not_imitated=machine.not_imitated(bench.device),
         against=against.uri if against else None,
         peak_memory=used,
+        frozen=measures.frozen,
     )
     return Verified(verification, tuple(activations), len(batches) + len(skipped), (*skipped, *_unjudged(true)))
 
@@ -138,6 +139,19 @@ def _float16(
 
 
 def _unjudged(true: Mapping[Modality, Reference]) -> list[Skipped]:
-    """The runs whose reference is not finite itself."""
+    """The runs whose reference is not finite itself, forward or backward."""
     why = "the float32 reference is not finite either, so float16 cannot be judged; `gemma-doctor scan` may say why"
-    return [Skipped(f"float16 run, {modality}", why) for modality, one in true.items() if not one.sound]
+    skipped = []
+    for modality, one in true.items():
+        if not one.sound:
+            skipped.append(Skipped(f"float16 run, {modality}", why))
+        elif broken := [name for name, stats in one.gradients.items() if stats.finite < stats.count]:
+            skipped.append(Skipped(f"float16 backward pass, {modality}", _no_gradients(broken)))
+    return skipped
+
+
+def _no_gradients(broken: list[str]) -> str:
+    return (
+        f"in float32, too, gradients of {len(broken):,} parameters are inf or NaN, of {broken[-1]} among them, "
+        "so these cannot be judged: another input may do, or --freeze for those that are not trained"
+    )

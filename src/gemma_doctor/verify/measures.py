@@ -47,6 +47,7 @@ class Measures:
         memory_limit: GiB that tensors may take on a GPU; None for all of it.
         guard: Whether the float16-safe kernels take the place of the model's own.
         checkpointing: Whether layers are computed again in the backward pass instead of being kept.
+        frozen: Globs over names of parameters that are not trained, so that no gradient is asked for.
         request: What the input is to be.
     """
 
@@ -59,4 +60,5 @@ class Measures:
     memory_limit: float | None = None
     guard: bool = False
     checkpointing: bool = False
+    frozen: tuple[str, ...] = ()
     request: Request = field(default_factory=Request)

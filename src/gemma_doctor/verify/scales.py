@@ -76,11 +76,12 @@ def _judge(scale: float, seen: Mapping[str, TensorStats], reference: Mapping[str
     # Gradients flow from the end of the model: the last parameter that overflows did so first.
     broken = [name for name, stats in seen.items() if stats.nan + stats.inf and not _broken(reference.get(name))]
     if broken:
-        return LossScaleTrial(scale, "overflow", _module(broken[-1]))
+        return LossScaleTrial(scale, "overflow", _module(broken[-1]), len(broken))
     lost = {name: _lost(stats, reference[name]) for name, stats in seen.items() if name in reference}
     worst = max(lost, key=lambda name: lost[name], default=None)
     if worst is not None and lost[worst] > _VANISHED:
-        return LossScaleTrial(scale, "underflow", _module(worst))
+        vanished = sum(share > _VANISHED for share in lost.values())
+        return LossScaleTrial(scale, "underflow", _module(worst), vanished)
     return LossScaleTrial(scale, "sound")
 
 

@@ -88,6 +88,8 @@ class Streamed:
             return
         self._there += filled
         for one in filled:
+            if not one.place.empty.requires_grad:
+                continue
             self._uses[one.place.name] += 1
             one.place.put(_Use.apply(self._root, self, one))
 
@@ -116,7 +118,7 @@ class _Place:
         owner: The module that has it.
         short: Its name there.
         name: Its name in the model; the first one where it has several.
-        empty: The parameter without memory that stands for it.
+        empty: The parameter without memory that stands for it; says whether it is trained.
         source: What keeps it, by ``short``.
     """
 
@@ -243,7 +245,7 @@ def stream(model: nn.Module, device: torch.device) -> None:
         weights = weights_of(hook)
         places = []
         for short, parameter in module._parameters.items():  # noqa: SLF001  # tied ones too
-            if parameter is not None and parameter.is_meta and parameter.requires_grad and weights is not None:
+            if parameter is not None and parameter.is_meta and parameter.is_floating_point() and weights is not None:
                 full = names.setdefault(id(parameter), f"{name}.{short}" if name else short)
                 places.append(_Place(module, short, full, parameter, weights))
         if places:

@@ -13,14 +13,17 @@ no step at all, and the forward pass may look sound all the while.
 
 ## Example
 
-    text run: gradients are inf or NaN at every loss scale tried, down to 1; first aten.mul in …layers.7.mlp
+    text run: gradients of 96 parameters, of …layers.0.mlp among them, are inf or NaN at every loss scale tried,
+    down to 1; first aten.mul in …layers.7.mlp
 
 ## How to mend
 
 In the norms of Gemma 3n's image encoder the gradient holds the third power of the reciprocal root, which leaves float16
 where the mean square is below 6e-4: there the pass `rescale-conv` scales the convolution before it up, by what a trace
 measured (`verify --trace`, then `repair --calibration`). Elsewhere compute the named module in float32
-(`gemma-doctor verify --guard` shows whether that suffices).
+(`gemma-doctor verify --guard` shows whether that suffices). Where the gradients of few parameters are named and they
+need no training, freeze them in training (`gemma-doctor verify --freeze 'model.vision_tower.*'` shows whether that
+suffices).
 
 ## Limits
 
@@ -62,9 +65,14 @@ def _check(seen: Evidence) -> Iterator[Finding]:
 def _message(run: Run) -> str:
     trials = run.loss_scales.trials if run.loss_scales else ()
     least = min(trials, key=lambda trial: trial.scale)
-    said = f"{run.modality} run: gradients are inf or NaN at every loss scale tried, down to {least.scale:g}"
+    number = f"{least.parameters:,} parameter{'s' * (least.parameters != 1)}"
+    where = least.module or "the model itself"
+    said = (
+        f"{run.modality} run: gradients of {number}, of {where} among them, are inf or NaN at every loss scale "
+        f"tried, down to {least.scale:g}"
+    )
     if run.first_failure is None:
-        return f"{said}; the parameters of {least.module or 'the model itself'} among them"
+        return said
     first = run.first_failure.activation
     return f"{said}; first {first.op} in {first.module or 'the model itself'}"
 
