@@ -1,7 +1,7 @@
 """The whole loop on real sizes, on a GPU: predicted, seen, mended, proved; and what else would help, beside it.
 
 Usage: python benchmarks/gpu_loop.py MODEL [--scratch DIR] [--out DIR] [--only build|loop|capped|peers ...]
-    [--modality text|image|audio ...] [--device cuda|cpu] [--image-size N]
+    [--modality text|image|audio ...] [--device cuda|cpu] [--image-size N] [--freeze GLOB ...]
 
 MODEL is ``gemma-3n-E2B`` or ``gemma-3-4b``. Builds a checkpoint of its real shapes with random bfloat16 weights in
 which the published failures are planted, then lets the command line do what a user would: scan, verify, trace, repair,
@@ -63,6 +63,7 @@ class Loop:
         out: Where the reports go.
         device: Where it runs.
         words: What ``verify`` is told of the inputs.
+        frozen: Parameters that it is told not to train.
     """
 
     model: str
@@ -70,6 +71,7 @@ class Loop:
     out: Path
     device: str
     words: tuple[str, ...]
+    frozen: tuple[str, ...]
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--modality", action="append", choices=MODALITIES, help="default: all that the model takes")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--image-size", type=int, default=SIDE, help="of a Gemma 3n's pictures, in pixels")
+    parser.add_argument("--freeze", action="append", metavar="GLOB", help="parameters that verify is not to train")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     words = [word for modality in arguments.modality or () for word in ("--modality", modality)]
@@ -98,7 +101,14 @@ def main() -> None:
         words += ["--image-size", str(arguments.image_size)]
     with ExitStack() as stack:
         scratch = arguments.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        loop = Loop(arguments.model, scratch / arguments.model, arguments.out, arguments.device, tuple(words))
+        loop = Loop(
+            arguments.model,
+            scratch / arguments.model,
+            arguments.out,
+            arguments.device,
+            tuple(words),
+            tuple(arguments.freeze or ()),
+        )
         for name, part in PARTS.items():
             if name in (arguments.only or PARTS):
                 _timed(name, partial(part, loop))
@@ -112,7 +122,7 @@ def _build(loop: Loop) -> None:
 def _loop(loop: Loop) -> None:
     """Scan, verify, repair, verify, scan."""
     sick, mended, trace = loop.scratch / "sick", loop.scratch / "mended", loop.report("trace")
-    run = loop.inputs
+    run = (*loop.inputs, *(word for glob in loop.frozen for word in ("--freeze", glob)))
     _tool("scan", str(sick), "--json", str(loop.report("scan")))
     _tool("verify", str(sick), *run, "--trace", str(trace), "--json", str(loop.report("before")))
     _tool("repair", str(sick), "--output", str(mended), "--calibration", str(trace))
