@@ -1,6 +1,6 @@
 """The tiles that the fused norms could take: ``PYTHONPATH=src python benchmarks/gpu_norm_tiles.py [PART ...]``.
 
-The tables of ``gemma_doctor/kernels/guards/norms_fused.py`` were chosen by this. Needs one CUDA GPU, torch, triton and
+The tables of ``gemma_doctor/kernels/guards/norms_tiles.py`` were chosen by this. Needs one CUDA GPU, torch, triton and
 timm. For each shape every tile is compared with plain torch, then timed against a copy of the bytes it must move, as
 ``gpu_norms.py`` times the tile that is chosen: that one is marked.
 """
@@ -29,7 +29,8 @@ from gpu_norms import (
 )
 from gpu_timing import race
 
-from gemma_doctor.kernels.guards import norms_fused, norms_torch
+from gemma_doctor.kernels.guards import norms_fused, norms_tiles, norms_torch
+from gemma_doctor.kernels.guards.norms_tiles import Plan
 from gemma_doctor.kernels.guards.norms_torch import Operands
 
 SHAPES = (*MAPS, (3840, 48))
@@ -79,34 +80,35 @@ def over_rows(rounds: int, *, backward: bool) -> Iterator[str]:
 
 def _of_shape(build: Callable[..., Case], rounds: int, backward: bool) -> Iterator[str]:  # noqa: FBT001  # a direction
     case = build(gelu=True)
-    launch = _launch(case)
-    chosen = _chosen(launch, backward)
+    plan = _plan(case)
+    chosen = _chosen(plan, backward)
     moved = backward_bytes(case) if backward else forward_bytes(case)
     way = "backward" if backward else "forward"
     for tile in dict.fromkeys((chosen, *_tiles(case, backward))):
-        tiled = _with(launch, case, tile, way)
-        with mock.patch.object(norms_fused, "_launch", return_value=tiled), torch.no_grad():
+        tiled = _with(plan, case, tile, backward)
+        with mock.patch.object(norms_fused, "plan", return_value=tiled), torch.no_grad():
             _compare(case, backward)
             run = our_backward(case) if backward else our_forward(case)
             seconds = race({"ours": run, "copy": copies(case)}, rounds)
         ours, copied = (seconds[name] * 1e6 / len(case.inputs) for name in ("ours", "copy"))
         least = copied * moved / (2 * case.inputs[0].nbytes)
-        programs = math.prod(getattr(tiled, way).grid)
+        programs = math.prod((tiled.backward if backward else tiled.forward).grid)
         name = f"{case.what}, {way}{' (chosen)' if tile == chosen else ''}"
         cells = f"{programs:,} | {ours:.1f} | {least:.1f} | {least / ours:.2f}"
         yield f"| {name} | {tile.block} | {tile.warps} | {cells} |"
 
 
-def _launch(case: Case) -> norms_fused._Launch:  # it measures what is inside
+def _plan(case: Case) -> Plan:
     x = case.inputs[0]
-    found = norms_fused._launch(x.shape, x.stride(), case.form.dim)  # noqa: SLF001
-    assert found is not None  # noqa: S101  # the kernels read all that is built here
+    found = norms_tiles.plan(x.shape, x.stride(), case.form.dim)
+    if found is None:
+        raise SystemExit(f"{case.what}: the kernels cannot read it")
     return found
 
 
-def _chosen(launch: norms_fused._Launch, backward: bool) -> Tile:  # noqa: FBT001
-    options = (launch.backward if backward else launch.forward).options
-    return Tile(options["block"], options["num_warps"])
+def _chosen(plan: Plan, backward: bool) -> Tile:  # noqa: FBT001  # a direction, here and below
+    launch = plan.backward if backward else plan.forward
+    return Tile(launch.tile[-1], launch.warps)
 
 
 def _tiles(case: Case, backward: bool) -> Iterator[Tile]:  # noqa: FBT001
@@ -115,21 +117,20 @@ def _tiles(case: Case, backward: bool) -> Iterator[Tile]:  # noqa: FBT001
     blocks = (8, 16, 32, 64, 128) if case.form.dim == 1 else (1, 2, 4, 8, 16, 32)
     for block in blocks:
         for warps in (4, 8, 16):
-            each = block * sum(norms_fused._tiles(channels)) / (32 * warps)  # noqa: SLF001
+            each = block * sum(norms_tiles.tiles(channels)) / (32 * warps)
             if 12 <= each <= (40 if backward else 80):
                 yield Tile(block, warps)
                 if backward and case.form.dim == -1:
                     yield Tile(block, warps, 4224)
 
 
-def _with(launch: norms_fused._Launch, case: Case, tile: Tile, way: str) -> norms_fused._Launch:
+def _with(plan: Plan, case: Case, tile: Tile, backward: bool) -> Plan:  # noqa: FBT001
     """With another tile for one of the passes."""
-    grid = (-(-launch.positions // tile.block), launch.items)
-    with mock.patch.object(norms_fused, "_WARPS", tile.resident):
-        tiled = norms_fused._pass(  # noqa: SLF001
-            grid, case.weight.numel(), tile.block, tile.warps, backward=way == "backward"
-        )
-    return replace(launch, forward=tiled) if way == "forward" else replace(launch, backward=tiled)
+    channels = plan.channels
+    shape = (4, channels, plan.positions // 4) if case.form.dim == 1 else (plan.positions, channels)
+    with mock.patch.object(norms_tiles, "_WARPS", tile.resident):
+        launch = norms_tiles.tiled(shape, tile.block, tile.warps, backward=backward)
+    return replace(plan, backward=launch) if backward else replace(plan, forward=launch)
 
 
 def _compare(case: Case, backward: bool) -> None:  # noqa: FBT001

@@ -25,7 +25,7 @@ from tiny_models import encoder
 from torch.nn import functional
 
 from gemma_doctor.kernels import guard
-from gemma_doctor.kernels.guards import norms, triton_norms
+from gemma_doctor.kernels.guards import norms, norms_tiles
 
 TURNS, NORMS = 40, 500
 """Calls of the encoder, and of the norm in each of as many turns."""
@@ -65,10 +65,10 @@ def _least(entrants: Mapping[str, Callable[[], object]], number: int) -> dict[st
 
 
 class _Kernel:
-    """A kernel of Triton that does nothing."""
+    """A kernel of Triton that does nothing, compiled or not."""
 
-    def __getitem__(self, grid: object) -> Callable[..., None]:
-        return lambda *_, **__: None
+    def __getitem__(self, grid: object) -> Callable[..., _Kernel]:
+        return lambda *_, **__: self
 
 
 def _nothing_computed() -> ExitStack:
@@ -84,8 +84,9 @@ def _nothing_computed() -> ExitStack:
 
     stack.enter_context(mock.patch.object(functional, "conv2d", conv2d))
     stack.enter_context(mock.patch.object(norms, "runs_triton", return_value=True))
-    for name in triton_norms.__all__:
-        stack.enter_context(mock.patch.object(triton_norms, name, _Kernel()))
+    stack.enter_context(mock.patch.dict(norms_tiles.KERNELS, dict.fromkeys(norms_tiles.KERNELS, _Kernel())))
+    norms_tiles.plan.cache_clear()
+    stack.callback(norms_tiles.plan.cache_clear)
     return stack
 
 
