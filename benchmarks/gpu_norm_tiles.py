@@ -44,11 +44,13 @@ class Tile:
     Attributes:
         block: Positions of a program.
         warps: Of a program.
+        stages: Blocks under way at a time in the backward pass; 0 in the forward pass.
         resident: Warps of all programs of a backward pass.
     """
 
     block: int
     warps: int
+    stages: int
     resident: int = 2112
 
 
@@ -59,8 +61,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="runs of each tile")
     options = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", file=sys.stderr)
-    print("| norm | block | warps | programs | us | a copy of its bytes, us | share |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    print("| norm | block | warps | stages | programs | us | a copy of its bytes, us | share |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
     for part in options.parts or PARTS:
         for text in PARTS[part](options.rounds):
             print(text, flush=True)
@@ -95,7 +97,7 @@ def _of_shape(build: Callable[..., Case], rounds: int, backward: bool) -> Iterat
         programs = math.prod((tiled.backward if backward else tiled.forward).grid)
         name = f"{case.what}, {way}{' (chosen)' if tile == chosen else ''}"
         cells = f"{programs:,} | {ours:.1f} | {least:.1f} | {least / ours:.2f}"
-        yield f"| {name} | {tile.block} | {tile.warps} | {cells} |"
+        yield f"| {name} | {tile.block} | {tile.warps} | {tile.stages} | {cells} |"
 
 
 def _plan(case: Case) -> Plan:
@@ -108,29 +110,32 @@ def _plan(case: Case) -> Plan:
 
 def _chosen(plan: Plan, backward: bool) -> Tile:  # noqa: FBT001  # a direction, here and below
     launch = plan.backward if backward else plan.forward
-    return Tile(launch.tile[-1], launch.warps)
+    return Tile(launch.tile[3], launch.warps, launch.tile[4] if backward else 0)
 
 
 def _tiles(case: Case, backward: bool) -> Iterator[Tile]:  # noqa: FBT001
-    """Those whose threads hold from 16 to 64 elements (to 40 backward, which holds two tensors)."""
+    """Those whose threads hold from 12 to 80 elements (to 40 backward, which holds two tensors)."""
     channels = case.weight.numel()
-    blocks = (8, 16, 32, 64, 128) if case.form.dim == 1 else (1, 2, 4, 8, 16, 32)
-    for block in blocks:
-        for warps in (4, 8, 16):
+    for block in (8, 16, 32, 64, 128) if case.form.dim == 1 else (1, 2, 4, 8, 16, 32):
+        for warps in (2, 4, 8, 16):
             each = block * sum(norms_tiles.tiles(channels)) / (32 * warps)
-            if 12 <= each <= (40 if backward else 80):
-                yield Tile(block, warps)
-                if backward and case.form.dim == -1:
-                    yield Tile(block, warps, 4224)
+            if not backward and 12 <= each <= 80:
+                yield Tile(block, warps, 0)
+            elif backward and 12 <= each <= 40:
+                yield from (Tile(block, warps, stages, 2112) for stages in (1, 2, 3))
+                yield from (Tile(block, warps, stages, 4224) for stages in (2, 3))
 
 
 def _with(plan: Plan, case: Case, tile: Tile, backward: bool) -> Plan:  # noqa: FBT001
     """With another tile for one of the passes."""
-    channels = plan.channels
-    shape = (4, channels, plan.positions // 4) if case.form.dim == 1 else (plan.positions, channels)
+    items = case.inputs[0].shape[0]
+    maps = (items, plan.channels, plan.positions // items)
+    shape = maps if case.form.dim == 1 else (plan.positions, plan.channels)
     with mock.patch.object(norms_tiles, "_WARPS", tile.resident):
-        launch = norms_tiles.tiled(shape, tile.block, tile.warps, backward=backward)
-    return replace(plan, backward=launch) if backward else replace(plan, forward=launch)
+        launch = norms_tiles.tiled(shape, tile.block, tile.warps, tile.stages)
+    if backward:
+        return replace(plan, backward=launch, adding=norms_tiles.adding(launch))
+    return replace(plan, forward=launch)
 
 
 def _compare(case: Case, backward: bool) -> None:  # noqa: FBT001

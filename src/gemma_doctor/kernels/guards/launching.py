@@ -19,7 +19,7 @@ class Launch:
     """A kernel that is launched over tensors of one shape and layout.
 
     Attributes:
-        kernel: It takes tensors (None for those that are not there), numbers, the tile, and whether GELU follows.
+        kernel: It takes tensors (None for those that are not there), numbers, the tile, and switches.
         grid: Its programs.
         tile: Its arguments of that kind, in its order.
         warps: Of a program.
@@ -34,7 +34,9 @@ class Launch:
     numbers: tuple[int, ...]
     found: dict[tuple[object, ...], Callable[..., None]] = field(default_factory=dict)
 
-    def start(self, tensors: tuple[torch.Tensor | None, ...], numbers: tuple[float, ...], *, gelu: bool) -> None:
+    def start(
+        self, tensors: tuple[torch.Tensor | None, ...], numbers: tuple[float, ...] = (), switches: tuple[bool, ...] = ()
+    ) -> None:
         """Launches the kernel on the first tensor's device.
 
         Triton looks a compiled kernel up by every argument, which takes the host longer than all the rest of a norm.
@@ -43,11 +45,11 @@ class Launch:
         Args:
             tensors: In the kernel's order.
             numbers: Floats that follow those of the shape.
-            gelu: Whether GELU follows.
+            switches: What else is compiled in.
         """
         first: Any = tensors[0]
-        arguments = (*tensors, *self.numbers, *numbers, *self.tile, gelu)
-        kind = (first.device, gelu, *[None if tensor is None else tensor.dtype for tensor in tensors])
+        arguments = (*tensors, *self.numbers, *numbers, *self.tile, *switches)
+        kind = (first.device, switches, *[None if tensor is None else tensor.dtype for tensor in tensors])
         aligned = not any(tensor.data_ptr() % _ALIGNED for tensor in tensors if tensor is not None)
         with torch.cuda.device_of(first):  # Triton launches on the current device
             if aligned and kind in self.found:

@@ -48,10 +48,8 @@ def backward(
     """The gradients of x and of the weight (see :func:`.norms_torch.backward`)."""
     frozen = frozen or operands.weight is None
     run = torch.ops.gemma_doctor.rms_norm_backward if _is_watched(operands.x) else _backward
-    dx, parts = run(
-        grad, operands.x, operands.weight, operands.scale, inverse, form.dim, form.offset, form.gelu, frozen
-    )
-    return dx, None if operands.weight is None or parts is None else parts.sum(0).to(operands.weight.dtype)
+    dx, dw = run(grad, operands.x, operands.weight, operands.scale, inverse, form.dim, form.offset, form.gelu, frozen)
+    return dx, dw
 
 
 def _is_watched(x: torch.Tensor) -> bool:
@@ -73,7 +71,7 @@ def _forward(  # noqa: PLR0913, PLR0917  # an operator's arguments are tensors a
     how = _checked(x, dim)
     y = torch.empty_like(x) if out is x.dtype else torch.empty_like(x, dtype=out)
     inverse = torch.empty(how.positions, dtype=torch.float32, device=x.device) if keep else None
-    how.forward.start((x, y, weight, scale, inverse), (float(eps), float(offset)), gelu=gelu)
+    how.forward.start((x, y, weight, scale, inverse), (float(eps), float(offset)), (gelu,))
     return y, inverse
 
 
@@ -90,10 +88,13 @@ def _backward(  # noqa: PLR0913, PLR0917
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     how = _checked(x, dim)
     grad = torch.empty_like(x, dtype=grad.dtype).copy_(grad) if grad.stride() != x.stride() else grad
-    dx, dw = torch.empty_like(x), None
-    if not frozen:
-        dw = torch.empty((how.backward.grid[0], how.channels), dtype=torch.float32, device=x.device)
-    how.backward.start((grad, x, dx, weight, dw, scale, inverse), (float(offset),), gelu=gelu)
+    dx, parts, dw = torch.empty_like(x), None, None
+    if weight is not None and not frozen:
+        parts = torch.empty((how.backward.grid[0], how.channels), dtype=torch.float32, device=x.device)
+    how.backward.start((grad, x, dx, weight, parts, scale, inverse), (float(offset),), (gelu,))
+    if weight is not None and parts is not None:
+        dw = torch.empty_like(weight)
+        how.adding.start((parts, dw))
     return dx, dw
 
 

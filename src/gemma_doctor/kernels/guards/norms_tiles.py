@@ -15,7 +15,7 @@ import torch
 from gemma_doctor.kernels.guards import triton_norms
 from gemma_doctor.kernels.guards.launching import Launch
 
-__all__ = ["KERNELS", "Plan", "plan", "tiled", "tiles"]
+__all__ = ["KERNELS", "Plan", "adding", "plan", "tiled", "tiles"]
 
 _MOST_CHANNELS = 8192
 """A program holds all channels of a position: more would not fit the registers."""
@@ -45,12 +45,14 @@ class Plan:
         positions: How many there are, in all.
         forward: The kernel that normalises.
         backward: That of the gradients.
+        adding: The one that adds up the parts of the weight's gradient, one of each program of the last.
     """
 
     channels: int
     positions: int
     forward: Launch
     backward: Launch
+    adding: Launch
 
 
 @cache
@@ -81,14 +83,14 @@ def _lies(shape: torch.Size, strides: tuple[int, ...], order: list[int]) -> bool
 def _over_rows(rows: int, channels: int) -> Plan:
     """Where channels come last."""
     forward, backward = (_rows_launch(rows, channels, backward=backward) for backward in (False, True))
-    return Plan(channels, rows, forward, backward)
+    return Plan(channels, rows, forward, backward, adding(backward))
 
 
 def _rows_launch(rows: int, channels: int, *, backward: bool) -> Launch:
     """Each thread holds so many elements of a tensor that the registers suffice, and warps are many."""
     elements, each = _BACKWARD if backward else _FORWARD[channels > _MANY]
     block = max(1, elements // _power(channels))
-    return tiled((rows, channels), block, _warps(channels * block, each), backward=backward)
+    return tiled((rows, channels), block, _warps(channels * block, each), _STAGES if backward else 0)
 
 
 _FORWARD = ((2048, 16), (4096, 32))
@@ -97,11 +99,14 @@ _FORWARD = ((2048, 16), (4096, 32))
 _BACKWARD = (2048, 16)
 """The same in the backward pass."""
 
+_STAGES = 2
+"""Blocks under way at a time there."""
+
 
 def _over_maps(items: int, channels: int, positions: int) -> Plan:
     """Where a channel lies after the other."""
     forward, backward = (_maps_launch(items, channels, positions, backward=backward) for backward in (False, True))
-    return Plan(channels, items * positions, forward, backward)
+    return Plan(channels, items * positions, forward, backward, adding(backward))
 
 
 def _maps_launch(items: int, channels: int, positions: int, *, backward: bool) -> Launch:
@@ -111,30 +116,37 @@ def _maps_launch(items: int, channels: int, positions: int, *, backward: bool) -
         width for width in _WIDTHS if -(-positions // width) * items >= _ENOUGH and width * _power(channels) <= elements
     )
     width = next(fitting, _WIDTHS[-1])
-    return tiled((items, channels, positions), width, _warps(channels * width, each), backward=backward)
+    return tiled((items, channels, positions), width, _warps(channels * width, each), _STAGES if backward else 0)
 
 
 _FORWARD_MAPS, _BACKWARD_MAPS = (16384, 32), (16384, 32)
 """Elements of a program, at most, and of each thread."""
 
 
-def tiled(shape: tuple[int, ...], block: int, warps: int, *, backward: bool) -> Launch:
+def tiled(shape: tuple[int, ...], block: int, warps: int, stages: int = 0) -> Launch:
     """A program for each block of positions, or in the backward pass for several: it adds the weight's gradient up.
 
     Args:
         shape: Rows and channels; or the batch, channels and positions of maps.
         block: Positions of a program at a time.
         warps: Of a program.
-        backward: Whether it is the kernel of the gradients.
+        stages: Blocks of a program that are under way at a time in the backward pass; 0 for the forward pass.
     """
-    maps = len(shape) == len(("items", "channels", "positions"))
+    maps, backward = len(shape) == len(("items", "channels", "positions")), stages > 0
     items, channels, positions = shape if maps else (1, shape[1], shape[0])
-    grid = (-(-positions // block), items, 1)
-    if backward:
-        grid = (min(math.prod(grid), _WARPS // warps), 1, 1)
-    kernel = KERNELS[maps, backward]
-    numbers = (items, positions) if maps and backward else (positions,)
-    return Launch(kernel, grid, (channels, *tiles(channels), block), warps, numbers)
+    grid, tile = (-(-positions // block), items, 1), (channels, *tiles(channels), block)
+    if not backward:
+        return Launch(KERNELS[maps, backward], grid, tile, warps, (positions,))
+    several = (min(math.prod(grid), _WARPS // warps), 1, 1)
+    numbers = (items, positions) if maps else (positions,)
+    return Launch(KERNELS[maps, backward], several, (*tile, stages), warps, numbers)
+
+
+def adding(backward: Launch) -> Launch:
+    """Some channels to a program, so that programs are many."""
+    parts, channels = backward.grid[0], backward.tile[0]
+    block, width = 256, 16
+    return Launch(triton_norms.add_parts, (-(-channels // width), 1, 1), (block, width, 3), 8, (parts, channels))
 
 
 KERNELS: dict[tuple[bool, bool], Any] = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["maps_backward", "maps_forward", "rows_backward", "rows_forward"]
+__all__ = ["add_parts", "maps_backward", "maps_forward", "rows_backward", "rows_forward"]
 
 _TWICE, _THREE_CUBIC = tl.constexpr(1.5957691216057308), tl.constexpr(0.134145)
 """2 * sqrt(2 / pi), and three times GELU's coefficient."""
@@ -63,7 +63,8 @@ def rows_forward(
 @triton.jit
 def rows_backward(
     grad, x, dx, weight, dw, scale, inverse, rows, offset,
-    channels: tl.constexpr, head: tl.constexpr, rest: tl.constexpr, block: tl.constexpr, gelu: tl.constexpr,
+    channels: tl.constexpr, head: tl.constexpr, rest: tl.constexpr, block: tl.constexpr, stages: tl.constexpr,
+    gelu: tl.constexpr,
 ):  # fmt: skip
     """The gradients of every so many-th ``block`` of rows.
 
@@ -81,6 +82,7 @@ def rows_backward(
         head: See there.
         rest: See there.
         block: See there.
+        stages: How many blocks are under way at a time, being read or computed with.
         gelu: See there.
     """
     c = tl.arange(0, head)
@@ -90,7 +92,7 @@ def rows_backward(
         c2 = head + tl.arange(0, rest)
         gain2, factors2 = _gain(weight, c2, channels, offset)[None, :], _factors(scale, c2, channels)[None, :]
         parts2 = tl.zeros((block, rest), tl.float32)
-    for first in range(tl.program_id(0) * block, rows, tl.num_programs(0) * block):
+    for first in tl.range(tl.program_id(0) * block, rows, tl.num_programs(0) * block, num_stages=stages):
         row = first + tl.arange(0, block)
         factor = tl.load(inverse + row, mask=row < rows, other=0.0)[:, None]
         _, place, inside = _row_tile(row, rows, 0, head, channels)
@@ -157,7 +159,8 @@ def maps_forward(
 @triton.jit
 def maps_backward(
     grad, x, dx, weight, dw, scale, inverse, items, positions, offset,
-    channels: tl.constexpr, head: tl.constexpr, rest: tl.constexpr, block: tl.constexpr, gelu: tl.constexpr,
+    channels: tl.constexpr, head: tl.constexpr, rest: tl.constexpr, block: tl.constexpr, stages: tl.constexpr,
+    gelu: tl.constexpr,
 ):  # fmt: skip
     """The gradients of every so many-th ``block`` of positions.
 
@@ -176,6 +179,7 @@ def maps_backward(
         head: See there.
         rest: See there.
         block: See there.
+        stages: See :func:`rows_backward`.
         gelu: See there.
     """
     c = tl.arange(0, head)
@@ -186,7 +190,7 @@ def maps_backward(
         gain2, factors2 = _gain(weight, c2, channels, offset)[:, None], _factors(scale, c2, channels)[:, None]
         parts2 = tl.zeros((rest,), tl.float32)
     blocks = tl.cdiv(positions, block)
-    for number in range(tl.program_id(0), items * blocks, tl.num_programs(0)):
+    for number in tl.range(tl.program_id(0), items * blocks, tl.num_programs(0), num_stages=stages):
         item = (number // blocks).to(tl.int64)
         p = number % blocks * block + tl.arange(0, block)
         factor = tl.load(inverse + item * positions + p, mask=p < positions, other=0.0)[None, :]
@@ -210,6 +214,28 @@ def maps_backward(
         tl.store(line + c, parts, mask=c < channels)
         if rest:
             tl.store(line + c2, parts2, mask=c2 < channels)
+
+
+@triton.jit
+def add_parts(parts, dw, count, channels, block: tl.constexpr, width: tl.constexpr, stages: tl.constexpr):
+    """The weight's gradient from its parts.
+
+    Args:
+        parts: Shape (count, channels), float32.
+        dw: Where it goes, shape (channels,).
+        count: Of the parts.
+        channels: How many there are.
+        block: Parts that are read at a time, a power of two.
+        width: Channels of a program, a power of two.
+        stages: See :func:`rows_backward`.
+    """
+    c = tl.program_id(0) * width + tl.arange(0, width)
+    total = tl.zeros((block, width), tl.float32)
+    for first in tl.range(0, count, block, num_stages=stages):
+        row = first + tl.arange(0, block)
+        inside = (row < count)[:, None] & (c < channels)[None, :]
+        total += tl.load(parts + row.to(tl.int64)[:, None] * channels + c[None, :], mask=inside, other=0.0)
+    tl.store(dw + c, tl.sum(total, axis=0).to(dw.dtype.element_ty), mask=c < channels)
 
 
 @triton.jit
