@@ -184,6 +184,8 @@ def test_a_calibration_trace_is_used(demo_folder: Path, work: Path) -> None:
     call("repair", demo_folder, "--dry-run", "--calibration", "trace.json", "--save-plan", "plan.json")
     edits = json.loads((work / "plan.json").read_text())["edits"]
     assert [edit["exponent"] for edit in edits if edit.get("tensor") == f"{module}.weight"] == [-2]
+    done = call("repair", demo_folder, "--output", "fitted", "--calibration", "trace.json")
+    assert f"gemma-doctor verify fitted --against {demo_folder}" in done.out  # whoever traced can run models
 
 
 def test_the_loader_decides_what_may_go(demo_folder: Path) -> None:

@@ -85,6 +85,31 @@ def test_a_sick_model_exits_with_1_and_names_the_operation(sick: Path) -> None:
     assert run("verify", sick, "--seq-len", "8", "--no-backward", "--fail-on", "never", "-q").returncode == 0
 
 
+def test_what_comes_next_is_said_with_the_same_inputs(sick: Path, tmp_path: Path) -> None:
+    """Whoever traced goes on with that trace, and who did not, traces what was run."""
+    inputs = ("--modality", "text", "--seq-len", "8", "--seed", "3")
+    untraced = run("verify", sick, *inputs, "--no-backward").stdout
+    said = "--modality text --seq-len 8 --seed 3"
+    assert f"gemma-doctor verify {sick} --no-backward {said} --trace trace.json" in untraced
+    assert f"gemma-doctor repair {sick} --output mended --calibration trace.json" in untraced
+    assert f"gemma-doctor verify mended {said} --against {sick}" in untraced
+    trace = tmp_path / "own.json"
+    traced = run("verify", sick, *inputs, "--no-backward", "--trace", trace).stdout
+    assert "--trace" not in traced
+    assert f"gemma-doctor repair {sick} --output mended --calibration {trace}" in traced
+
+
+def test_where_float32_is_not_finite_nothing_is_said_to_be_sound(tmp_path: Path) -> None:
+    config = tiny_gemma3_config()
+    tensors = healthy(config)
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    done = run("verify", write(tmp_path / "checkpoint", tensors, config), "--seq-len", "8", "--no-backward")
+    assert done.returncode == 2
+    assert "with text: inf or NaN, in float32 too." in done.stdout
+    assert " places, in float32 too\n" in done.stdout
+    assert "overflowed" not in done.stdout
+
+
 def test_without_a_reference_infinities_are_still_found(sick: Path, sound: Path) -> None:
     done = run("verify", sick, "--seq-len", "8", "--no-backward", "--reference", "none")
     assert (done.returncode, "aten.mul in model.embed_tokens" in done.stdout) == (1, True)
@@ -161,6 +186,7 @@ def test_against_itself_nothing_drifts(sound: Path) -> None:
         ),
         (["--freeze", "*"], "--freeze leaves no parameter to train; to run forward only, --no-backward"),
         (["--freeze", "*", "--no-backward"], "--no-backward trains nothing: leave one out"),
+        (["--image", "p.png"], "--image p.png would not be used: a Gemma3ForCausalLM takes text only"),
     ],
 )
 def test_what_cannot_be_done_exits_with_2_and_says_why(sound: Path, words: list[str], message: str) -> None:

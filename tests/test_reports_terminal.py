@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from sample_reports import PUBLISHED, TOWER, finding, report, tensor
-from sample_verifications import FAILURE, VERIFICATION, verified
+from sample_verifications import FAILURE, VERIFICATION, activation, verified
 
 from gemma_doctor.records import Coverage, Report, Skipped, Suppressed
 from gemma_doctor.reports.sheet import console_for, rendered
@@ -45,6 +45,16 @@ def on_terminal(shown: Report, width: int, draw: Draw = render) -> str:
     )
     draw(shown, console)
     return stream.getvalue()
+
+
+def test_the_number_that_masks_hide_with_is_not_the_largest() -> None:
+    """Transformers fills masks with -65504, and a sound model would seem to have no room left."""
+    mask = activation("aten.where", stats=TensorStats(count=2, minimum=-65504.0, maximum=3.0))
+    other = activation("aten.mul", stats=TensorStats(count=2, minimum=-9.0, maximum=4.0))
+    run = replace(VERIFICATION.runs[0], first_failure=None)
+    shown = replace(verified(replace(VERIFICATION, runs=(run,))), activations=(mask, other))
+    assert "largest |x| 9, 13 bits below 65504, in aten.mul of" in piped(shown)
+    assert mask.peak == 3.0
 
 
 def sick() -> Report:

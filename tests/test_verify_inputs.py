@@ -26,7 +26,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.choices import Modality
 from gemma_doctor.errors import UsageError
-from gemma_doctor.verify.inputs import batch
+from gemma_doctor.verify.inputs import batch, check_used
 from gemma_doctor.verify.loading import Subject, read_config
 from gemma_doctor.verify.measures import Request
 
@@ -107,17 +107,129 @@ def test_a_sound_of_another_rate_is_refused(tmp_path: Path, multimodal: Subject)
         batch(multimodal, "audio", Request(audio=tmp_path / "cd.wav"))
 
 
-def test_the_checkpoints_tokenizer_reads_the_bundled_texts_or_the_users(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"RIFF", "ends in the middle of its header"),
+        (b"ID3 of an MP3 file, which is no WAV", "file does not start with RIFF id; ffmpeg -i '.*/a song.wav' -ac 1"),
+        (None, "No such file or directory$"),
+    ],
+)
+def test_what_is_no_sound_is_told_with_the_next_step(
+    tmp_path: Path, multimodal: Subject, content: bytes | None, message: str
+) -> None:
+    file = tmp_path / "a song.wav"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        batch(multimodal, "audio", Request(audio=file))
+
+
+def test_a_sound_that_was_cut_off_within_a_sample_is_heard_up_to_there(tmp_path: Path, multimodal: Subject) -> None:
+    file = recording(tmp_path / "cut.wav", 16_000)
+    file.write_bytes(file.read_bytes()[:-1])
+    assert batch(multimodal, "audio", Request(length=4, audio=file)).words.startswith("cut.wav, ")
+    with pytest.raises(UsageError, match="holds 50 samples, too few for one frame of sound"):
+        batch(multimodal, "audio", Request(audio=recording(tmp_path / "short.wav", 50)))
+
+
+def recording(path: Path, samples: int) -> Path:
+    with wave.open(str(path), "wb") as stream:
+        stream.setparams((1, 2, 16_000, 0, "NONE", ""))
+        stream.writeframes(np.zeros(samples, np.int16).tobytes())
+    return path
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_picture_is_told(tmp_path: Path, multimodal: Subject, damage: str) -> None:
+    file = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(file)
+    content = bytearray(file.read_bytes())
+    file.write_bytes(content[:5000] if damage == "cut" else content[:60] + b"\xff\x00" * 20 + content[100:])
+    with pytest.raises(UsageError, match=r"--image .*/picture\.png cannot be read as a picture: "):
+        batch(multimodal, "image", Request(image=file))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("caf\u00e9".encode("latin-1"), "is not UTF-8: unexpected end of data at byte 3"),
+        (b" \n", "is empty"),
+        (None, "cannot be read: No such file or directory$"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_told(tmp_path: Path, content: bytes | None, message: str) -> None:
+    found = with_tokenizer(subject(tmp_path, tiny_gemma3_config()), "<unk>", "own")
+    file = tmp_path / "text.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        batch(found, "text", Request(text=file))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tokenizer.json", "cannot load its tokenizer.json: .*Mend the file, or move it out of the folder"),
+        ("tokenizer.model", "cannot load its tokenizer.model: .*; it takes pip install sentencepiece"),
+    ],
+)
+def test_a_broken_tokenizer_is_told(tmp_path: Path, name: str, message: str) -> None:
     found = subject(tmp_path, tiny_gemma3_config())
-    words = {word: number for number, word in enumerate(["<unk>", "water", "wind", "own"])}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))  # a token, not a password
+    (found.folder / name).write_text('{"version": ')
+    with pytest.raises(UsageError, match=message):
+        batch(found, "text", Request())
+
+
+def test_a_broken_processor_is_told(tmp_path: Path) -> None:
+    found = subject(tmp_path, tiny_gemma3_multimodal_config())
+    (found.folder / "preprocessor_config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"cannot load its preprocessor_config\.json: "):
+        batch(found, "image", Request(length=4))
+
+
+def test_the_tokenizer_of_a_larger_model_is_told(tmp_path: Path) -> None:
+    """Its ids would lie behind the end of the embedding."""
+    found = with_tokenizer(subject(tmp_path, tiny_gemma3_config()), "<unk>", *(f"w{n}" for n in range(98)), "water")
+    with pytest.raises(UsageError, match=r"its tokenizer gives the id 99, and the model knows 64 \(vocab_size"):
+        batch(found, "text", Request())
+
+
+@pytest.mark.parametrize(
+    ("request_", "modalities", "message"),
+    [
+        (Request(image=Path("p.png")), ("text",), "--image p.png would not be used: --modality leaves image out"),
+        (Request(audio=Path("a.wav")), ("text", "image"), "--audio a.wav would not be used: --modality leaves audio"),
+    ],
+)
+def test_a_file_that_no_run_is_given_is_refused(
+    multimodal: Subject, request_: Request, modalities: tuple[Modality, ...], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_used(multimodal, modalities, request_)
+    check_used(multimodal, ("image", "audio"), Request(text=Path("t.txt"), image=Path("p.png"), audio=Path("a.wav")))
+
+
+def with_tokenizer(found: Subject, *words: str) -> Subject:
+    """The same with a tokenizer that knows these words, from the id 0 on; the first stands for all others."""
+    ids = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(WordLevel(ids, unk_token=words[0]))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(found.folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": words[0]}
     (found.folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return found
+
+
+def test_the_checkpoints_tokenizer_reads_the_bundled_texts_or_the_users(tmp_path: Path) -> None:
+    found = with_tokenizer(subject(tmp_path, tiny_gemma3_config()), "<unk>", "water", "wind", "own")
     bundled = batch(found, "text", Request(length=40, size=2))
     assert bundled.words == "2 x 40 tokens of the bundled texts"
     assert {1, 2} <= set(bundled.arguments["input_ids"].flatten().tolist())
     (tmp_path / "own.txt").write_text("own water\n")
     own = batch(found, "text", Request(length=5, text=tmp_path / "own.txt"))
     assert own.arguments["input_ids"].tolist() == [[3, 1, 3, 1, 3]]
+    assert own.words == "1 x 5 tokens of own.txt, whose 2 are repeated"
+    (tmp_path / "own.txt").write_text("own water own wind")
+    cut = batch(found, "text", Request(length=3, text=tmp_path / "own.txt"))
+    assert cut.words == "1 x 3 tokens of own.txt, which has 4"

@@ -13,6 +13,7 @@ import tiny_models  # noqa: F401  # makes torchvision importable beside a torch 
 import torch
 import transformers
 from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3n_text_config, write
+from command import run
 
 from gemma_doctor import doctor
 from gemma_doctor.checkpoint import open_checkpoint
@@ -141,3 +142,46 @@ def test_what_a_run_leaves_behind_is_freed_before_the_next(monkeypatch: pytest.M
     finally:
         gc.enable()
     assert alive == [[], [False]]
+
+
+def test_a_quantised_checkpoint_is_not_taken_for_a_float16_one(tmp_path: Path) -> None:
+    """With float8, every run computes in the format that the checkpoint names, and all agree: that proves nothing."""
+    config = {**tiny_gemma3_config(), "quantization_config": {"quant_method": "fp8", "weight_block_size": [8, 8]}}
+    folder = write(tmp_path / "checkpoint", healthy(tiny_gemma3_config()), config)
+    with pytest.raises(UsageError, match=r"is quantised \(fp8\).* Verify the checkpoint that was quantised"):
+        doctor.verify(folder, SHORT)
+
+
+def test_a_config_of_another_size_is_told_and_transformers_tells_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = {**tiny_gemma3_config(), "hidden_size": 24}
+    folder = write(tmp_path / "checkpoint", healthy(tiny_gemma3_config()), config)
+    with pytest.raises(
+        CheckpointError,
+        match=r"24 tensors have other shapes, model\.embed_tokens\.weight \[64, 16\] and not \[64, 24\]",
+    ):
+        doctor.verify(folder, SHORT)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_that_takes_other_inputs_is_told(tmp_path: Path) -> None:
+    narrow = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**narrow, "vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.CLIPConfig(text_config=text, vision_config={**narrow, "image_size": 32, "patch_size": 16})
+    transformers.CLIPModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="CLIPModel cannot be run with 1 x 8 tokens"):
+        doctor.verify(tmp_path, SHORT)
+
+
+def test_a_torchvision_that_is_not_torchs_is_told_with_the_next_step(tmp_path: Path) -> None:
+    """As it is where torch is built for CPUs and torchvision comes from the Python Package Index."""
+    (tmp_path / "torchvision").mkdir()
+    broken = "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    (tmp_path / "torchvision" / "__init__.py").write_text(broken)
+    config = tiny_gemma3_config()
+    folder = write(tmp_path / "checkpoint", healthy(config), config)
+    done = run("verify", folder, env={"PYTHONPATH": str(tmp_path)})
+    assert done.code == 2
+    assert f"does not work with torch {torch.__version__} (operator torchvision::nms does not exist)" in done.err
+    assert "pip install --force-reinstall torch torchvision" in done.err

@@ -63,9 +63,15 @@ class Activation:
         return self.stats.nan + self.stats.inf
 
     @property
+    def peak(self) -> float | None:
+        """Largest finite magnitude; where -65504 hides positions, as transformers' masks do, the largest number."""
+        masked = self.dtype == "F16" and self.stats.minimum == -FP16_MAX
+        return max(self.stats.maximum or 0.0, 0.0) if masked else self.stats.absmax
+
+    @property
     def headroom(self) -> float | None:
-        """Bits between the largest finite magnitude and 65504; None where all is zero or nothing finite."""
-        return headroom(self.stats.absmax)
+        """Bits between its peak and 65504; None where all is zero or nothing finite."""
+        return headroom(self.peak)
 
 
 def headroom(absmax: float | None) -> float | None:
@@ -223,6 +229,11 @@ class Run:
     modules: tuple[ModuleDrift, ...] = ()
     first_failure: FailingOp | None = None
     loss_scales: LossScales | None = None
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether its logits are not finite and no operation failed: then the reference's are not finite either."""
+        return self.drift is not None and self.drift.kl is None and self.first_failure is None
 
 
 @dataclass(frozen=True, slots=True)

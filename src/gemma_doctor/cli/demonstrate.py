@@ -79,11 +79,13 @@ def _can_verify() -> bool:
     """Whether what verify needs is there and works; of what is there and broken, a word."""
     if not all(find_spec(name) for name in _VERIFY_NEEDS):
         return False
+    from gemma_doctor.verify.needs import why_broken
+
     try:
         for name in _VERIFY_NEEDS:
             import_module(name)
     except (ImportError, RuntimeError) as error:  # torchvision for another build of torch raises the latter
-        say(f"verify is left out: {error}")
+        say(f"verify is left out: {why_broken(error)}")
         return False
     return True
 

@@ -92,7 +92,7 @@ def command(  # noqa: PLR0913  # typer reads the options from the signature
 
     Scans, plans what mends the findings, prints the plan, writes the copy and checks every byte of it.
     """
-    outlet = Outlet(documents, json, save_plan, quiet)
+    outlet = Outlet(documents, json, save_plan, quiet, traced=source if calibration else None)
     outlet.check()
     if plan is not None:
         scanning = {**asdict(wanted), **asdict(documents), "save_plan": save_plan, "calibration": calibration}

@@ -31,12 +31,14 @@ class Outlet:
         json: ``--json``.
         save_plan: ``--save-plan``.
         quiet: ``--quiet``.
+        traced: SOURCE, where the repair goes by a trace of it: then verify can run here; else None.
     """
 
     documents: Documents
     json: str | None
     save_plan: str | None
     quiet: bool
+    traced: str | None = None
 
     def check(self) -> None:
         """Refuse documents that could not be written, before the work that they are for.
@@ -65,7 +67,9 @@ class Outlet:
         from gemma_doctor.reports import plan as page
 
         self._write_outcome(plan, applied)
-        commands = () if self.quiet else ((spelled("scan", str(output)), "the mended copy"),)
+        commands = [] if self.quiet else [(spelled("scan", str(output)), "the mended copy")]
+        if self.traced is not None and not self.quiet:
+            commands.append((spelled("verify", str(output), "--against", self.traced), "run it in float16"))
         self._draw(lambda console: page.render_applied(applied, console, commands))
 
     def show_pushed(self, repo: str, address: str) -> None:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,13 +19,16 @@ from gemma_doctor.cli.options import BaselineFile, Ignore, Quiet, Remote, Select
 from gemma_doctor.cli.outputs import Outputs, Telling, write_all
 from gemma_doctor.cli.running import MENDED, applied, spelled
 from gemma_doctor.errors import UsageError
-from gemma_doctor.reports.documents import write
+from gemma_doctor.reports.documents import STDOUT, write
 from gemma_doctor.verify.measures import Measures, Request
 
 if TYPE_CHECKING:
     from gemma_doctor.records import Report
 
 __all__ = ["EPILOG", "command"]
+
+_TRACE = "trace.json"
+"""What examples call a trace."""
 
 EPILOG = """Examples:
 
@@ -72,6 +76,14 @@ class Inputs:
             audio=self.audio,
             side=self.image_size,
         )
+
+    def words(self) -> Iterator[str]:
+        """The same on the command line: what is not the default."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            for part in value if isinstance(value, list) else [value]:
+                if part != one.default:
+                    yield from (f"--{one.name.replace('_', '-')}", str(part))
 
     def modalities(self) -> tuple[Modality, ...]:
         """The kinds of input that were asked for.
@@ -189,7 +201,7 @@ def command(  # noqa: PLR0913, PLR0917  # typer reads the options from the signa
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # large gradients find room
     report = doctor.verify(source, measures, options, against=against)
     least = verdict.least(chosen)
-    telling = Telling(source, applied(options, RULES), least, _next(report, source))
+    telling = Telling(source, applied(options, RULES), least, _next(report, source, tuple(inputs.words()), trace))
     brief, whole = partial(terminal.render_brief, report), partial(terminal.render, report, commands=telling.commands)
     write_all(outputs, report, telling, brief if quiet else whole, [trace])
     if trace is not None:
@@ -197,19 +209,29 @@ def command(  # noqa: PLR0913, PLR0917  # typer reads the options from the signa
     raise typer.Exit(doctor.exit_code(report, least))
 
 
-def _next(report: Report, source: str) -> tuple[tuple[str, str], ...]:
-    """What to do next, and what each command is for."""
+def _next(report: Report, source: str, inputs: Sequence[str], trace: str | None) -> tuple[tuple[str, str], ...]:
+    """What to do next, and what each command is for.
+
+    Args:
+        report: The report.
+        source: SOURCE as the user gave it.
+        inputs: What the model was given, as options: it is given the same again.
+        trace: ``--trace``.
+    """
     if not report.findings:
         return ()
     rule = (spelled("rule", report.findings[0].rule), "what it means and how to mend it")
     mends = dict.fromkeys(finding.repair.pass_name for finding in report.findings if finding.repair)
     if not mends:
         return (rule,)
+    there = trace if trace not in {None, STDOUT} else None
+    tracing = spelled("verify", source, "--no-backward", *inputs, "--trace", _TRACE)
     return (
         rule,
-        (spelled("verify", source, "--no-backward", "--trace", "trace.json"), "measure what the repair is to fit"),
+        *(() if there else ((tracing, "measure what the repair is to fit"),)),
         (
-            spelled("repair", source, "--output", MENDED, "--calibration", "trace.json"),
+            spelled("repair", source, "--output", MENDED, "--calibration", there or _TRACE),
             f"mend it ({', '.join(mends)})",
         ),
+        (spelled("verify", MENDED, *inputs, "--against", source), "see that it is mended"),
     )

@@ -101,4 +101,4 @@ def _tightest(activations: Sequence[Activation]) -> Iterator[str]:
     yield "| --- | --- | ---: | ---: |"
     for room, activation in sorted(rooms, key=lambda pair: pair[0])[:_TIGHTEST]:
         where = f"{_in_cell(activation.op)} | {_in_cell(activation.module)}"
-        yield f"| {where} | {number(activation.stats.absmax)} | {room:.3g} |"
+        yield f"| {where} | {number(activation.peak)} | {room:.3g} |"

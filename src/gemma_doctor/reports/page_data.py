@@ -116,7 +116,7 @@ def _operations(run: Run, found: Sequence[Activation]) -> dict[str, Any]:
         "op": [_name(one.op) for one in found],
         "phase": [one.phase for one in found],
         "step": [one.step for one in found],
-        "absmax": [_number(one.stats.absmax) for one in found],
+        "absmax": [_number(one.peak) for one in found],
         "nonfinite": [one.nonfinite for one in found],
         "calls": [one.calls for one in found],
     }

@@ -32,6 +32,8 @@ def _lines(run: Run, activations: Sequence[Activation]) -> Iterator[str]:
     own = [one for one in activations if one.run == run.modality]
     broken = sum(one.nonfinite > 0 for one in own)
     found = f"inf or NaN in {counted(broken, 'place')}" if run.first_failure else "none overflowed"
+    if run.unjudged:
+        found = f"inf or NaN in {counted(broken, 'place')}, in float32 too"
     yield f"{run.operations:,} outputs of operations measured: {found}"
     yield from _largest([one for one in own if one.dtype == "F16" and one.phase == "forward" and one.shape])
     if run.drift is not None:
@@ -48,10 +50,10 @@ def _lines(run: Run, activations: Sequence[Activation]) -> Iterator[str]:
 
 def _largest(own: Sequence[Activation]) -> Iterator[str]:
     """The float16 output that comes closest to the limit; single numbers are constants, such as a clipping."""
-    closest = max(own, key=lambda one: one.stats.absmax or 0.0, default=None)
-    if closest is not None and closest.stats.absmax and closest.headroom is not None:
+    closest = max(own, key=lambda one: one.peak or 0.0, default=None)
+    if closest is not None and closest.peak and closest.headroom is not None:
         where = f"{closest.op} of {closest.module or 'the model itself'}"
-        yield f"largest |x| {closest.stats.absmax:,.6g}, {closest.headroom:.2g} bits below 65504, in {where}"
+        yield f"largest |x| {closest.peak:,.6g}, {closest.headroom:.2g} bits below 65504, in {where}"
 
 
 def _drift(drift: Drift) -> str:

@@ -11,6 +11,7 @@ from gemma_doctor.verifications import Verification
 __all__ = ["counted", "listed", "measured", "parameters", "proved", "size", "state", "verdict"]
 
 _BILLION, _MILLION = 10**9, 10**6
+_THROUGH = "no operation overflowed"
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -121,7 +122,8 @@ def _ran(verification: Verification) -> str:
     passes = "forward and backward" if verification.backward else "forward"
     failed = [run.first_failure for run in verification.runs if run.first_failure is not None]
     if not failed:
-        return f"Ran {passes} in float16 with {runs}: no operation overflowed."
+        came = "inf or NaN, in float32 too" if any(run.unjudged for run in verification.runs) else _THROUGH
+        return f"Ran {passes} in float16 with {runs}: {came}."
     first = failed[0].activation
     name = f"{first.module}.{first.op}" if first.module else first.op
     where = f"the cast of {name}" if first.phase == "load" else f"{first.op} in {first.module or 'the model itself'}"

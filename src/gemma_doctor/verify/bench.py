@@ -79,7 +79,7 @@ class Bench:
             return forward(model, inputs.on(self.device, dtype), self.device, amp=amp)
         except torch.OutOfMemoryError:
             raise
-        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
             raise UsageError(f"{type(model).__name__} cannot be run with {inputs.words}: {error}") from error
 
 

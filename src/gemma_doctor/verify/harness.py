@@ -18,7 +18,7 @@ from gemma_doctor.verify import machine, reference
 from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.drift import drift
 from gemma_doctor.verify.float16 import Candidate
-from gemma_doctor.verify.inputs import Batch, batch
+from gemma_doctor.verify.inputs import Batch, batch, check_used
 from gemma_doctor.verify.loading import Subject, read_config
 from gemma_doctor.verify.measures import Measures
 from gemma_doctor.verify.reference import Bfloat16, Reference
@@ -97,6 +97,7 @@ def _batches(subject: Subject, measures: Measures) -> tuple[list[Batch], list[Sk
     if unknown:
         takes = ", ".join(subject.modalities)
         raise UsageError(f"{subject.folder}: a {subject.build.__name__} takes {takes}, not {', '.join(unknown)}")
+    check_used(subject, measures.modalities or subject.modalities, measures.request)
     made: list[Batch] = []
     skipped: list[Skipped] = []
     for modality in measures.modalities or subject.modalities:

@@ -6,31 +6,30 @@ and sounds are prepared with the numbers that the family's processors have by de
 
 from __future__ import annotations
 
-import wave
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import transformers
-from PIL import Image
 from torch import Tensor
 
 from gemma_doctor.choices import Modality
 from gemma_doctor.errors import UsageError
 from gemma_doctor.verify.loading import Subject
 from gemma_doctor.verify.measures import Request
+from gemma_doctor.verify.media import picture, waveform, why_unread
+from gemma_doctor.verify.needs import first_line
 
-__all__ = ["Batch", "batch"]
+__all__ = ["Batch", "batch", "check_used"]
 
 _IGNORED = -100  # the label that transformers leaves out of the loss
 _FIRST_WORD = 8  # below it lie padding, beginning and end of text in every vocabulary we know
-_RATE = 16_000  # samples a second, of Gemma 3n's audio processor
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_PROCESSOR = "preprocessor_config.json"  # of pictures and of sounds
 _SIDE = 256  # pixels, where neither the checkpoint nor its config says more
 
 
@@ -88,18 +87,42 @@ def batch(subject: Subject, modality: Modality, request: Request) -> Batch:
     return Batch(modality, arguments, words)
 
 
+def check_used(subject: Subject, modalities: Sequence[Modality], request: Request) -> None:
+    """Refuse a file of the user's that no run would be given, before anything is run.
+
+    Args:
+        subject: The model.
+        modalities: The kinds of input that it will be given.
+        request: What the user gave.
+
+    Raises:
+        UsageError: If there is such a file.
+    """
+    used = {*modalities, *(("text",) if "text" in subject.modalities else ())}  # pictures and sounds come with words
+    given: tuple[tuple[Modality, Path | None], ...] = (
+        ("text", request.text),
+        ("image", request.image),
+        ("audio", request.audio),
+    )
+    for modality, file in given:
+        if file is not None and modality not in used:
+            takes = f"a {subject.build.__name__} takes {', '.join(subject.modalities)}"
+            why = f"{takes} only" if modality not in subject.modalities else f"--modality leaves {modality} out"
+            raise UsageError(f"--{modality} {file} would not be used: {why}")
+
+
 def _ids(subject: Subject, request: Request) -> tuple[Tensor, str]:
     """Token ids, shape (size, length)."""
     extent = f"{request.size} x {request.length} tokens"
     if any((subject.folder / name).exists() for name in _TOKENIZERS):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            subject.folder, local_files_only=True, trust_remote_code=False
-        )
-        ids = tokenizer(_text(request))["input_ids"]
+        ids = _tokens(subject, request)
         rows = [_cut(ids, row * request.length, request.length) for row in range(request.size)]
-        return torch.tensor(rows), f"{extent} of {request.text.name if request.text else 'the bundled texts'}"
+        return torch.tensor(rows), f"{extent} of {_whose(request, len(ids))}"
     if request.text is not None:
-        raise UsageError(f"{subject.folder} has no tokenizer, so --text {request.text} cannot become token ids")
+        raise UsageError(
+            f"{subject.folder} has no tokenizer, so --text {request.text} cannot become token ids: copy the tokenizer "
+            "of its model into the folder, or leave out --text for random ids"
+        )
     sizes = (getattr(subject.text, name, None) for name in ("vocab_size", "vocab_size_per_layer_input"))
     known = min(size for size in sizes if size)
     special = set(_special({**subject.text.to_dict(), **subject.config.to_dict()}))
@@ -107,6 +130,28 @@ def _ids(subject: Subject, request: Request) -> tuple[Tensor, str]:
     generator = torch.Generator().manual_seed(request.seed)
     picks = torch.randint(len(words), (request.size, request.length), generator=generator)
     return words[picks], f"{extent}, random (the checkpoint has no tokenizer)"
+
+
+def _tokens(subject: Subject, request: Request) -> list[int]:
+    """The ids of the text, by the checkpoint's own tokenizer."""
+    ids: list[int] = _own(subject, transformers.AutoTokenizer, *_TOKENIZERS)(_text(request))["input_ids"]
+    if not ids:
+        raise UsageError(f"--text {request.text}: the checkpoint's tokenizer makes no token of it")
+    known = getattr(subject.text, "vocab_size", None)
+    if known and max(ids) >= known:
+        raise UsageError(
+            f"{subject.folder}: its tokenizer gives the id {max(ids):,}, and the model knows {known:,} (vocab_size of "
+            "config.json): the two are not of the same model"
+        )
+    return ids
+
+
+def _whose(request: Request, there: int) -> str:
+    """Whose tokens they are, and whether a text of ``there`` tokens is cut or repeated for them."""
+    wanted, name = request.size * request.length, "the bundled texts" if request.text is None else request.text.name
+    if there < wanted:
+        return f"{name}, whose {there:,} are repeated"
+    return name if request.text is None or there == wanted else f"{name}, which has {there:,}"
 
 
 def _special(config: Mapping[str, Any]) -> Iterator[int]:
@@ -121,8 +166,10 @@ def _text(request: Request) -> str:
         return files("gemma_doctor.verify").joinpath("texts.txt").read_text(encoding="utf-8")
     try:
         text = request.text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--text {request.text} cannot be read as UTF-8: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--text {request.text} is not UTF-8: {error.reason} at byte {error.start:,}") from error
+    except OSError as error:
+        raise UsageError(f"--text {request.text} cannot be read: {why_unread(error)}") from error
     if not text.strip():
         raise UsageError(f"--text {request.text} is empty")
     return text
@@ -158,16 +205,14 @@ def _image_tokens(subject: Subject) -> int:
 def _pixels(subject: Subject, request: Request) -> tuple[Tensor, str]:
     """Prepared pictures, shape (size, 3, side, side), and what they are."""
     side = request.side or _side(subject)
-    picture = _picture(request, side)
-    if (subject.folder / "preprocessor_config.json").exists():
-        processor = transformers.AutoImageProcessor.from_pretrained(
-            subject.folder, local_files_only=True, trust_remote_code=False
-        )
+    shown = picture(request, side)
+    if (subject.folder / _PROCESSOR).exists():
+        processor = _own(subject, transformers.AutoImageProcessor, _PROCESSOR)
         size = {"size": {"height": side, "width": side}} if request.side else {}
-        pixels = processor(images=picture, return_tensors="pt", **size)["pixel_values"]
+        pixels = processor(images=shown, return_tensors="pt", **size)["pixel_values"]
         how = "through the checkpoint's processor"
     else:
-        unit = torch.from_numpy(np.asarray(picture, np.float32) / 255).permute(2, 0, 1)[None]
+        unit = torch.from_numpy(np.asarray(shown, np.float32) / 255).permute(2, 0, 1)[None]
         pixels = unit if subject.config.model_type == "gemma3n" else unit * 2 - 1  # SigLIP: mean and deviation 0.5
         how = "from 0 to 1" if subject.config.model_type == "gemma3n" else "from -1 to 1"
     name = request.image.name if request.image else "a generated picture"
@@ -180,59 +225,37 @@ def _side(subject: Subject) -> int:
     return side if isinstance(side, int) else _SIDE
 
 
-def _picture(request: Request, side: int) -> Image.Image:
-    if request.image is not None:
-        try:
-            with Image.open(request.image) as picture:
-                scaled: Image.Image = picture.convert("RGB").resize((side, side))
-                return scaled
-        except OSError as error:
-            raise UsageError(f"--image {request.image} cannot be read as a picture: {error}") from error
-    return Image.fromarray(_scene(side, np.random.default_rng(request.seed)))
-
-
-def _scene(side: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """A sky above a chequered plain, with grain: smooth areas, hard edges, dark and bright, shape (side, side, 3)."""
-    y, x = np.mgrid[0:side, 0:side] / side
-    sky = np.stack([0.3 + 0.4 * y, 0.5 + 0.3 * y, 0.95 - 0.2 * y], axis=-1)
-    tiles = ((np.floor(x * 12) + np.floor(y * 12)) % 2)[..., None] * np.array([0.8, 0.75, 0.6])
-    scene = np.where((y > 0.6)[..., None], tiles, sky)  # noqa: PLR2004  # the horizon
-    scene += rng.normal(0, 0.02, scene.shape)
-    return np.round(255 * scene.clip(0, 1)).astype(np.uint8)
-
-
 def _sound(subject: Subject, request: Request) -> tuple[Tensor, Tensor, str]:
     """Log-mel features, shape (size, frames, bins); which frames hold sound; and what it is."""
     prepare = transformers.Gemma3nAudioFeatureExtractor(feature_size=subject.config.audio_config.input_feat_size)
-    if (subject.folder / "preprocessor_config.json").exists():
-        prepare = transformers.AutoFeatureExtractor.from_pretrained(
-            subject.folder, local_files_only=True, trust_remote_code=False
-        )
-    made = prepare([_waveform(request)] * request.size, return_tensors="pt")
-    name = request.audio.name if request.audio else "a generated sound"
+    if (subject.folder / _PROCESSOR).exists():
+        prepare = _own(subject, transformers.AutoFeatureExtractor, _PROCESSOR)
+    samples = waveform(request)
+    made = prepare([samples] * request.size, return_tensors="pt")
     features: Tensor = made["input_features"]
-    return features, made["input_features_mask"].bool(), f"{name}, {features.shape[1]} frames"
+    if not features.shape[1]:
+        raise UsageError(f"--audio {request.audio} holds {samples.size:,} samples, too few for one frame of sound")
+    name = request.audio.name if request.audio else "a generated sound"
+    return features, made["input_features_mask"].bool(), f"{name}, {features.shape[1]:,} frames"
 
 
-def _waveform(request: Request) -> npt.NDArray[np.float32]:
-    """Samples from -1 to 1, 16 kHz: the user's, or two seconds of a rising tone with noise and a pause."""
-    if request.audio is not None:
-        return _read_wave(request.audio)
-    rng = np.random.default_rng(request.seed)
-    seconds = np.arange(2 * _RATE) / _RATE
-    tone = 0.5 * np.sin(2 * np.pi * (200 * seconds + 400 * seconds**2)) * (np.abs(seconds - 1) > 0.1)  # noqa: PLR2004
-    return (tone + rng.normal(0, 0.01, seconds.size)).astype(np.float32)
+def _own(subject: Subject, auto: Any, *files: str) -> Any:  # noqa: ANN401  # classes of transformers
+    """What the checkpoint prepares inputs with: its tokenizer or its processor.
 
+    Args:
+        subject: The checkpoint.
+        auto: The class of transformers that loads it.
+        files: Where it may be stored.
 
-def _read_wave(path: Path) -> npt.NDArray[np.float32]:
+    Raises:
+        UsageError: If it cannot be loaded.
+    """
     try:
-        with wave.open(str(path), "rb") as stream:
-            kind = (stream.getframerate(), stream.getsampwidth())
-            channels, data = stream.getnchannels(), stream.readframes(stream.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
-        raise UsageError(f"--audio {path} cannot be read as WAV: {error}") from error
-    if kind != (_RATE, 2):
-        raise UsageError(f"--audio {path}: {kind[0]:,} Hz, {8 * kind[1]} bits; it must be 16,000 Hz, 16 bits")
-    samples = np.frombuffer(data, np.int16).astype(np.float32) / 32768
-    mono: npt.NDArray[np.float32] = samples.reshape(-1, channels).mean(axis=1, dtype=np.float32)
-    return mono
+        return auto.from_pretrained(subject.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers package raises no class of its own
+        there = [name for name in files if (subject.folder / name).exists()]
+        needs = "; it takes pip install sentencepiece" if there == ["tokenizer.model"] else ""
+        raise UsageError(
+            f"{subject.folder}: transformers cannot load its {', '.join(there)}: {first_line(error)}{needs}. Mend the "
+            "file, or move it out of the folder to do without it"
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.choices import Modality
 from gemma_doctor.errors import CheckpointError, UsageError
 from gemma_doctor.verify import machine
+from gemma_doctor.verify.needs import first_line, why_broken
 
 __all__ = ["Subject", "read_config"]
 
@@ -80,33 +81,52 @@ class Subject:
                     use_safetensors=True,
                     local_files_only=True,
                     trust_remote_code=False,
+                    ignore_mismatched_sizes=True,  # so that it tells which ones they are
                     output_loading_info=True,
                     **spread,
                 )
         except torch.OutOfMemoryError:
             raise
         except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-            raise CheckpointError(f"{self.folder}: transformers cannot load it: {_first_line(error)}") from error
+            raise CheckpointError(f"{self.folder}: transformers cannot load it: {first_line(error)}") from error
+        self._check_whole(said)
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return model.eval()
+
+    def _check_whole(self, said: Mapping[str, Any]) -> None:
+        """Refuse a model of which transformers has initialised a part at random.
+
+        Args:
+            said: Its report on the keys: ``mismatched_keys`` with both shapes, the stored one first.
+        """
+        misshapen = sorted((str(name), list(stored), list(wanted)) for name, stored, wanted in said["mismatched_keys"])
+        if misshapen:
+            name, stored, wanted = misshapen[0]
+            raise CheckpointError(
+                f"{self.folder}: its config.json is not of these weights: {len(misshapen):,} tensors have other "
+                f"shapes, {name} {stored} and not {wanted}. `gemma-doctor scan` names them all."
+            )
         missing = sorted(map(str, said["missing_keys"]))
         if missing:
             raise CheckpointError(
                 f"{self.folder}: transformers would initialise {len(missing):,} tensors at random, {missing[0]} first: "
                 "what such a model does says nothing. `gemma-doctor scan` names what is missing or misnamed."
             )
-        for parameter in model.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
-        return model.eval()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """While it lasts, transformers draws no progress bars."""
+    """While it lasts, transformers draws no progress bars and warns of nothing: what is wrong becomes an error here."""
     logging = transformers.utils.logging
     wanted = logging.is_progress_bar_enabled() and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
+    verbosity = logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if wanted:
             logging.enable_progress_bar()
 
@@ -115,8 +135,8 @@ def read_config(checkpoint: Checkpoint) -> Subject:
     """What a checkpoint's ``config.json`` asks for.
 
     Raises:
-        UsageError: If it is an adapter without its base, or transformers has no class for it, or only code in the
-            checkpoint does.
+        UsageError: If it is an adapter without its base, or quantised, or transformers has no class for it, or only
+            code in the checkpoint does.
     """
     folder = Path(checkpoint.root)
     if Path(checkpoint.uri).is_file():
@@ -138,10 +158,24 @@ def read_config(checkpoint: Checkpoint) -> Subject:
         raise _unusable(error) from error
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"{folder}: transformers {transformers.__version__} cannot read its config.json: {_first_line(error)}. "
+            f"{folder}: transformers {transformers.__version__} cannot read its config.json: {first_line(error)}. "
             "verify needs a checkpoint folder that transformers knows, and never runs code from a checkpoint."
         ) from error
+    _check_floating(folder, config)
     return Subject(folder, config, _model_class(folder, config))
+
+
+def _check_floating(folder: Path, config: Any) -> None:  # noqa: ANN401  # a class of transformers
+    """Refuse quantised weights: a float16 run of them is none, for their kernels compute in formats of their own."""
+    quantiser = getattr(config, "quantization_config", None)
+    if quantiser is not None:
+        told = quantiser if isinstance(quantiser, dict) else vars(quantiser)
+        how = str(told.get("quant_method", "")) or "a method that is not named"
+        raise UsageError(
+            f"{folder} is quantised ({how}), and its kernels compute in formats of their own: no run of it would say "
+            "whether the model fits float16. Verify the checkpoint that was quantised, or a copy that dequantize() of "
+            "transformers has made. scan reads quantised checkpoints as they are."
+        )
 
 
 def _model_class(folder: Path, config: Any) -> Any:  # noqa: ANN401  # classes of transformers
@@ -171,9 +205,4 @@ def _runnable(folder: Path, build: Any) -> Any:  # noqa: ANN401  # as above
 
 
 def _unusable(error: ImportError) -> UsageError:
-    cause = _first_line(error.__cause__ or error)
-    return UsageError(f"transformers {transformers.__version__} cannot be used here: {_first_line(error)} ({cause})")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return UsageError(f"transformers {transformers.__version__} cannot be used here: {why_broken(error)}")
