@@ -113,7 +113,7 @@ class Contest:
         """One way with every input."""
         with way.applied(model):
             for inputs in self.batches:
-                forward = partial(self.bench.run, model, inputs, way.dtype)
+                forward = partial(self.bench.forward, model, inputs, way.dtype)
                 with _broken(model) as broken:
                     logits = forward().logits.cpu()
                 reference = self.true.setdefault(inputs.modality, logits)

@@ -136,7 +136,7 @@ Forward = Callable[[], torch.Tensor]
 
 def _step(bench: Bench, model: nn.Module, subject: Any, modality: Any, tokens: int) -> Forward:  # noqa: ANN401
     inputs: Batch = batch(subject, modality, Request(length=tokens, side=768))
-    return lambda: bench.run(model, inputs, torch.float16).loss
+    return lambda: bench.forward(model, inputs, torch.float16).loss
 
 
 def _encoder(model: Any) -> Forward:  # noqa: ANN401  # a class of transformers

@@ -63,6 +63,14 @@ class Bench:
         return Trace(places, machine.waiting(self.device))
 
     def run(self, model: nn.Module, inputs: Batch, dtype: torch.dtype, *, amp: bool = False) -> Step:
+        """One forward pass, after what the run before has left has been given back, which takes a while on a GPU.
+
+        Args, returned value and errors are those of :meth:`forward`.
+        """
+        machine.give_back(self.device)
+        return self.forward(model, inputs, dtype, amp=amp)
+
+    def forward(self, model: nn.Module, inputs: Batch, dtype: torch.dtype, *, amp: bool = False) -> Step:
         """One forward pass.
 
         Args:
@@ -74,7 +82,6 @@ class Bench:
         Raises:
             UsageError: If the model does not take such inputs.
         """
-        machine.give_back(self.device)  # what the run before has left
         try:
             return forward(model, inputs.on(self.device, dtype), self.device, amp=amp)
         except torch.OutOfMemoryError:
