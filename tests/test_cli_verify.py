@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision_operators
-from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3n_text_config, write
+from checkpoints import healthy, tiny_gemma2_config, tiny_gemma3_config, tiny_gemma3n_text_config, write
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
@@ -57,6 +57,13 @@ def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = healthy(config)
     tensors["model.embed_tokens.weight"][:, 0] = 30_000.0
     return write(tmp_path_factory.mktemp("sick") / "checkpoint", tensors, config)
+
+
+def test_a_model_that_no_guard_knows_is_refused_and_not_called_guarded(tmp_path: Path) -> None:
+    config = tiny_gemma2_config()
+    done = run("verify", write(tmp_path / "checkpoint", healthy(config), config), "--seq-len", "8", "--guard")
+    assert done.returncode == 2
+    assert "Gemma2ForCausalLM: nothing in it can be guarded. What can is Gemma 3's text model" in done.stderr
 
 
 def test_a_sound_model_exits_with_0_and_says_what_was_measured(sound: Path, tmp_path: Path) -> None:

@@ -4,45 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from contextlib import ExitStack
 
 import pytest
 import torch
-from checkpoints import PUBLISHED, healthy, tiny_gemma3n_config
-from guarded import Infinities, built, error, gradients, planted
-from tiny_models import ENCODER, encoder, features, pixels
+from guarded import PLANTED, Infinities, error, gradients, planted, tower
+from tiny_models import features, pixels
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from gemma_doctor.errors import UsageError
 from gemma_doctor.kernels import guard, unguard
 from gemma_doctor.kernels.guards import encoder_forwards as run
-
-BLOCK = "blocks.2.9."
-PLANTED = {
-    "sound": {},
-    "published": {name.removeprefix(ENCODER): 2.0**9 for name in PUBLISHED},
-    "stem": {"conv_stem.conv.weight": 2.0**11},
-    "first in a block": {f"{BLOCK}norm.weight": 2.0**6, f"{BLOCK}attn.value.proj.weight": 2.0**9},
-    "queries": {f"{BLOCK}attn.query.proj.weight": 2.0**15, f"{BLOCK}attn.key.proj.weight": 2.0**-9},
-    "outputs": {
-        "blocks.3.1.attn.value.proj.weight": 2.0**12,
-        "blocks.3.1.attn.output.proj.weight": 2.0**8,
-        "blocks.3.1.layer_scale.gamma": 2.0**-12,
-    },
-}
-"""Factors of some tensors' first four rows; of whole tensors for the last two."""
-
-
-@cache
-def sound() -> Any:  # noqa: ANN401  # a class of timm
-    config = {**tiny_gemma3n_config(), "dtype": "float32"}
-    return encoder(built(dict(healthy(config)), config))
-
-
-def tower(planting: str, dtype: torch.dtype) -> Any:  # noqa: ANN401
-    rows = None if planting in {"queries", "outputs"} else 4
-    return planted(sound(), PLANTED[planting], rows).to(dtype)
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +108,7 @@ def test_a_forward_that_somebody_else_replaced_is_refused_and_nothing_stays() ->
     model = tower("sound", torch.float16)
     module = model.blocks[3][1]
     module.forward = lambda x: x
-    with pytest.raises(RuntimeError, match=r"MobileAttention\.forward has been replaced already"):
+    with pytest.raises(UsageError, match=r"MobileAttention\.forward has been replaced already"):
         guard(model)
     del module.forward
     assert not any("forward" in module.__dict__ for module in model.modules())
@@ -194,13 +167,19 @@ def test_fused_attention_is_the_one_of_float64(heads: int, side: int) -> None:
     assert error(found, wanted) < 2.0**-9
 
 
-def test_cudnns_attention_is_as_it_was_after_an_error() -> None:
+def test_cudnns_attention_is_as_it_was_after_an_error_and_after_threads_that_overlap() -> None:
+    """The setting is the process's: whoever comes second finds it switched off, and may leave last."""
     for enabled in (True, False):
         torch.backends.cuda.enable_cudnn_sdp(enabled)
-        with run._without_cudnn():  # noqa: SLF001
-            assert not torch.backends.cuda.cudnn_sdp_enabled()
-        with pytest.raises(ZeroDivisionError), run._without_cudnn():  # noqa: SLF001
+        with pytest.raises(ZeroDivisionError), run._without_cudnn:  # noqa: SLF001
             _ = 1 / 0
+        first, second = (ExitStack() for _ in range(2))
+        first.enter_context(run._without_cudnn)  # noqa: SLF001
+        second.enter_context(run._without_cudnn)  # noqa: SLF001
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        first.close()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        second.close()
         assert torch.backends.cuda.cudnn_sdp_enabled() is enabled
     torch.backends.cuda.enable_cudnn_sdp(enabled=True)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3_multimodal_config, tiny_gemma3n_config
-from guarded import Infinities, built, error, gradients, planted
+from guarded import CONFIGS, LOUD, Infinities, error, gradients, loud, planted, sound
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import _question, answers
@@ -17,44 +15,6 @@ from torch import nn
 
 from gemma_doctor.kernels import guard, unguard
 from gemma_doctor.kernels.guards.products import exact_product, largest_row
-
-CONFIGS = {
-    "gemma3": tiny_gemma3_config(),
-    "gemma3 with images": tiny_gemma3_multimodal_config(),
-    "gemma3n": tiny_gemma3n_config(),
-}
-
-LOUD = {
-    "gemma3": {
-        "model.layers.0.post_attention_layernorm.weight": 2.0**17,
-        "model.layers.1.mlp.up_proj.weight": 2.0**12,
-        "model.layers.1.mlp.gate_proj.weight": 2.0**6,
-    },
-    "gemma3 with images": {
-        f"model.language_model.layers.{layer}.post_{part}_layernorm.weight": 2.0**17
-        for layer in (0, 1)
-        for part in ("attention", "feedforward")
-    },
-    "gemma3n": {
-        "model.language_model.embed_tokens.weight": 2.0**12,
-        "model.language_model.altup_projections.0.weight": 2.0**12,
-        "model.vision_tower.timm_model.msfa.norm.weight": 2.0**12,
-        "model.audio_tower.conformer.0.lconv1d.depthwise_conv1d.weight": 2.0**14,
-        "model.audio_tower.conformer.0.lconv1d.linear_start.weight": 2.0**6,
-        "model.audio_tower.subsample_conv_projection.conv_1.conv.weight": 2.0**16,
-    },
-}
-"""Factors that carry the residual stream, a product, AltUp's squares or the soft tokens beyond float16's range."""
-
-
-@cache
-def sound(name: str) -> Any:  # noqa: ANN401  # a class of transformers
-    config = {**CONFIGS[name], "dtype": "float32"}
-    return built(dict(healthy(config)), config)
-
-
-def loud(name: str, dtype: torch.dtype) -> Any:  # noqa: ANN401
-    return planted(sound(name), LOUD[name]).to(dtype)
 
 
 @pytest.fixture(autouse=True)
@@ -141,14 +101,13 @@ def test_gradients_of_gemma3n_are_finite_and_those_of_float32(part: str) -> None
 
 
 def test_state_and_answers_come_back() -> None:
-    model = sound("gemma3n").half()
+    model = copy.deepcopy(sound("gemma3n")).half()
     before, keys = answers(model), model.state_dict().keys()
     guard(model)
     assert model.state_dict().keys() == keys
     unguard(model)
     assert all(torch.equal(value, before[key]) for key, value in answers(model).items())
     assert not any("forward" in module.__dict__ for module in model.modules())
-    sound.cache_clear()
 
 
 def test_generation_with_a_cache() -> None:

@@ -44,7 +44,8 @@ class RowScale:
         if not self.largest:
             return None
         if self._factor.device != device:
-            self._factor = self._factor.to(device)
+            with torch.inference_mode(mode=False):
+                self._factor = self._factor.to(device)
         return self._factor
 
     def scaled(self, values: torch.Tensor) -> torch.Tensor:
@@ -55,7 +56,8 @@ class RowScale:
         return (values * smaller.view(-1, *[1] * (values.dim() - 1))).to(values.dtype)
 
     def _inverse(self, values: torch.Tensor) -> torch.Tensor:
-        return (1.0 / self._factor).to(values.device, self._dtype(values))
+        with torch.inference_mode(mode=False):  # it may be made while a model is tried out, and used to train it
+            return (1.0 / self._factor).to(values.device, self._dtype(values))
 
     def _dtype(self, values: torch.Tensor) -> torch.dtype:
         """That of the product: float32 where float16 has no such factor."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, TypeAlias
 
 import torch
@@ -159,20 +158,36 @@ def _mixed_by_heads(heads: int, projections: Projections, scale: float, dropout:
     query, key, value = (row.flatten(1, 2) for row in rows)
     keys, values = (one.unsqueeze(1).expand(-1, heads, -1, -1) for one in (key, value))
     split = query.unflatten(2, (heads, -1)).transpose(1, 2)
-    with sdpa_kernel(_ATTENTIONS) if torch.compiler.is_compiling() else _without_cudnn():
+    with sdpa_kernel(_ATTENTIONS) if torch.compiler.is_compiling() else _without_cudnn:
         mixed = functional.scaled_dot_product_attention(split, keys, values, dropout_p=dropout, scale=scale)
     return mixed.transpose(1, 2).flatten(2).transpose(1, 2)
 
 
-@contextmanager
-def _without_cudnn() -> Iterator[None]:
-    """What ``sdpa_kernel(_ATTENTIONS)`` does, where that would take the host longer than all the rest."""
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+class _WithoutCudnn:
+    """What ``sdpa_kernel(_ATTENTIONS)`` does, where that would take the host longer than all the rest.
+
+    The setting is the process's. Of threads that run at the same time the first switches cuDNN's attention off, and the
+    last puts it back as it was.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.backends.cuda.cudnn_sdp_enabled()
+                torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.backends.cuda.enable_cudnn_sdp(self._before)
+
+
+_without_cudnn = _WithoutCudnn()
 
 
 def _projected(plan: Attention, attn: Any, name: str, x: torch.Tensor) -> tuple[torch.Tensor, int]:  # noqa: ANN401

@@ -25,45 +25,49 @@ __all__ = ["PLANNERS"]
 
 
 def _plan_model(site: Site, model: Any) -> None:  # noqa: ANN401  # of transformers, here and below
-    dtype = model.embed_tokens.weight.dtype
     text.wide_embedding(site, model.embed_tokens, site.residual)
-    text.in_model_dtype(site, model.rotary_emb, dtype)
-    _plan_reading_norm(site, model.norm, dtype)
+    text.in_model_dtype(site, model.rotary_emb, model.embed_tokens)
+    _plan_reading_norm(site, model.norm)
 
 
 def _plan_layer(site: Site, layer: Any) -> None:  # noqa: ANN401
     attention, mlp = layer.self_attn, layer.mlp
-    dtype = layer.input_layernorm.weight.dtype
+    values = _plan_reader(site, attention.v_proj, layer.input_layernorm)
     for norm, readers in (
-        (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+        (layer.input_layernorm, (attention.q_proj, attention.k_proj)),
         (layer.pre_feedforward_layernorm, (mlp.gate_proj, mlp.up_proj)),
     ):
-        _plan_reading_norm(site, norm, dtype)
+        _plan_reading_norm(site, norm)
         for reader in readers:
             _plan_reader(site, reader, norm)
     for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
         text.norm(site, norm, offset=1.0, out=site.residual)
     for norm in (attention.q_norm, attention.k_norm):
-        text.norm(site, norm, offset=1.0, out=dtype)
+        text.norm(site, norm, offset=1.0, out=values)  # an attention takes one dtype
     for writer in (attention.o_proj, mlp.down_proj):
         text.exact_linear(site, writer)
     site.replace(mlp, _mlp_forward, mlp, "gated product in float32")
 
 
-def _plan_reading_norm(site: Site, norm: Any, dtype: torch.dtype) -> None:  # noqa: ANN401
+def _plan_reading_norm(site: Site, norm: Any) -> None:  # noqa: ANN401
     """A norm that reads the residual stream for matrix products."""
     fits = float(gain_bound(norm.weight, 1.0).max()) < ROOM
-    text.norm(site, norm, offset=1.0, out=dtype if fits else torch.float32)
+    text.norm(site, norm, offset=1.0, out=norm if fits else torch.float32)
 
 
-def _plan_reader(site: Site, module: nn.Module, norm: Any) -> None:  # noqa: ANN401
-    """A matrix product behind a norm: |output| <= sqrt(channels) * ||row * gain||_2 (Cauchy and Schwarz)."""
+def _plan_reader(site: Site, module: nn.Module, norm: Any) -> text.Out:  # noqa: ANN401
+    """A matrix product behind a norm: |output| <= sqrt(channels) * ||row * gain||_2 (Cauchy and Schwarz).
+
+    Returns:
+        What says the dtype of its results.
+    """
     linear: Any = unwrapped(module)
     if type(linear) is not nn.Linear:
-        return
+        return norm  # a quantised one gives the dtype that it is given
     rows = (linear.weight.detach().float() * (norm.weight.detach().float() + 1.0)).norm(dim=1)
     fits = math.sqrt(linear.in_features) * float(rows.max()) < ROOM
     (text.cast_linear if fits else text.exact_linear)(site, linear)
+    return linear if fits else torch.float32
 
 
 def _mlp_forward(self: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401

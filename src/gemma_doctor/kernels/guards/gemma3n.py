@@ -20,21 +20,21 @@ __all__ = ["PLANNERS"]
 
 
 def _plan_text_model(site: Site, model: Any) -> None:  # noqa: ANN401  # of transformers, here and below
-    dtype = model.embed_tokens.weight.dtype
     text.wide_embedding(site, model.embed_tokens, torch.float32)
-    text.in_model_dtype(site, model.rotary_emb, dtype)
+    text.in_model_dtype(site, model.rotary_emb, model.embed_tokens)
     text.cast_linear(site, model.per_layer_model_projection)
     for projection in (*model.altup_projections, *model.altup_unembed_projections):
         text.exact_linear(site, projection)
     first, *_, last = layers = model.layers[: model.config.num_hidden_layers]
     for layer in {first, last}:
-        plan = (dtype if layer is first else None, torch.float32 if layer is layers[-1] else None)
+        plan = (model.embed_tokens if layer is first else None, torch.float32 if layer is layers[-1] else None)
         site.replace(layer, _layer_forward, plan, "layer between float32 and the model's dtype")
 
 
 def _layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
     before, after = plan_of(self)
-    result: torch.Tensor = type(self).forward(self, hidden_states.to(before or hidden_states.dtype), *args, **kwargs)
+    x = hidden_states if before is None else hidden_states.to(text.dtype_of(before))
+    result: torch.Tensor = type(self).forward(self, x, *args, **kwargs)
     return result.to(after or result.dtype)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import MethodType
+from functools import partial
 from typing import Any
 
 from torch import nn
+
+from gemma_doctor.errors import UsageError
 
 __all__ = ["Guard", "Replacement", "is_guarded", "plan_of", "replace", "restore", "unwrapped"]
 
@@ -45,31 +47,30 @@ class Guard:
         """How many modules of each kind."""
         counts = Counter(replacement.what for replacement in self.replaced)
         scaled = Counter(replacement.what for replacement in self.replaced if replacement.exponent)
-        lines = (
+        return "\n".join(
             f"{number:6,d}  {what}" + (f" ({scaled[what]:,d} of them scaled down)" if scaled[what] else "")
             for what, number in counts.items()
         )
-        return "\n".join(lines) or "nothing to guard"
 
 
 def replace(module: nn.Module, forward: Callable[..., Any], plan: object) -> None:
-    """Gives one module another ``forward``. A bound method, so that copies of the model are guarded copies.
+    """Gives one module another ``forward``: a partial function, which is copied and pickled with its module.
 
     Args:
         module: The module.
-        forward: A function of the module and the arguments of its ``forward``.
+        forward: A function of the module and the arguments of its ``forward``, at the top level of its file.
         plan: What :func:`plan_of` returns to it.
 
     Raises:
-        RuntimeError: Something else has replaced this ``forward`` already.
+        UsageError: Something else has replaced this ``forward`` already.
     """
     if "forward" in module.__dict__:
-        raise RuntimeError(
+        raise UsageError(
             f"{type(module).__name__}.forward has been replaced already, for example by accelerate's hooks: "
             "guard the model first, or load it without device_map"
         )
     module.__dict__[_PLAN] = plan
-    module.__dict__["forward"] = MethodType(forward, module)
+    module.__dict__["forward"] = partial(forward, module)
 
 
 def is_guarded(module: nn.Module) -> bool:
