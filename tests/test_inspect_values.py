@@ -356,3 +356,12 @@ def test_gd109_knows_which_norms_of_a_real_model_add_one(name: str) -> None:
     assert find("GD109", examine(fresh, config)) == []
     subtracted = {norm: gains - np.float32(1.25) for norm, gains in fresh.items()}
     assert [finding.tensor for finding in find("GD109", examine(subtracted, config))] == list(norms)
+
+
+@pytest.mark.parametrize("rule", ["GD102", "GD103", "GD105"])
+def test_what_transformers_keeps_in_float32_is_not_judged_for_float16(rule: str) -> None:
+    config = {"model_type": "t5", "vocab_size": 64, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    layer = "encoder.block.0.layer.1.DenseReluDense"
+    bad = np.full((8, 8), {"GD102": 7e4, "GD103": 4e4, "GD105": 1e-9}[rule], np.float32)
+    found = find(rule, examine({f"{layer}.wi.weight": bad, f"{layer}.wo.weight": bad}, config))
+    assert [finding.tensor for finding in found] == [f"{layer}.wi.weight"]

@@ -97,8 +97,14 @@ class Examination:
         return (tensor for tensor in self.tensors.values() if is_float(tensor.info.dtype))
 
     def float16_bound(self) -> Iterator[MeasuredTensor]:
-        """The float tensors, if they are judged for float16; none of them for another target."""
-        return self.floats() if self.target_dtype == "float16" else iter(())
+        """The float tensors that become float16 when the model does; none where it is judged for another dtype."""
+        if self.target_dtype == "float16":
+            yield from (tensor for tensor in self.floats() if not self._stays(tensor.info))
+
+    def _stays(self, tensor: TensorInfo) -> bool:
+        """Whether a tensor is left as it is stored where the rest is cast."""
+        as_stored, known = self.model.as_stored, self.model.expected.get(self.canonical(tensor.name))
+        return (as_stored is not None and as_stored(tensor)) or (known is not None and known.wide)
 
     @cached_property
     def ranges(self) -> RangeAnalysis:
@@ -124,7 +130,7 @@ def assemble(
         whole: Whether every tensor of the headers was selected.
     """
     in_gguf = checkpoint.format == "gguf"
-    model = gguf.identify(checkpoint.metadata) if in_gguf else identify(checkpoint.config)
+    model = gguf.identify(checkpoint.metadata) if in_gguf else identify(checkpoint.config, checkpoint.tensors)
     layout = detect_layout(model, checkpoint.tensors)
     tensors = {
         name: _measured(checkpoint.tensors[name], part, model, model.canonical(name, layout))

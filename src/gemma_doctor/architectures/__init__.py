@@ -46,7 +46,7 @@ FAMILIES: tuple[Family, ...] = (
 """Every family that is known; whatever none of them claims is generic."""
 
 
-def identify(config: Mapping[str, Any] | None) -> Model:
+def identify(config: Mapping[str, Any] | None, names: Iterable[str] = ()) -> Model:
     """The model that a config describes.
 
     ``architectures`` decides; where it names nothing known, ``model_type`` does. An unknown model, an unknown
@@ -55,13 +55,14 @@ def identify(config: Mapping[str, Any] | None) -> Model:
 
     Args:
         config: The parsed ``config.json``; None where there is none.
+        names: Names of the tensors on disk, which may tell that a quantiser wrote them.
 
     Raises:
         IndexFileError: If a value that decides over tensors has a wrong type or is out of range.
     """
     section = Section.of(config)
     family = _family(section)
-    if quantised.is_quantised(section):
+    if quantised.is_quantised(section, names):
         return quantised.declare()
     if family is None:
         return generic.declare(section)

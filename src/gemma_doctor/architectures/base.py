@@ -224,6 +224,8 @@ class Model:
         rescalings: What can be multiplied by powers of two and leave the model the same function.
         layouts: Key layouts that loaders know, the canonical one first.
         role: Role of a tensor that ``expected`` does not list, from its name and shape.
+        as_stored: Which tensors of quantised weights are used in the dtype that they are stored in, whatever the rest
+            is cast to; None where no quantiser wrote the weights.
     """
 
     family: str
@@ -237,6 +239,7 @@ class Model:
     values: tuple[Value, ...] = ()
     rescalings: tuple[Rescaling, ...] = ()
     layouts: tuple[KeyLayout, ...] = ()
+    as_stored: Callable[[TensorInfo], bool] | None = None
 
     def canonical(self, name: str, layout: KeyLayout | None) -> str:
         """``name`` of the given layout, in the canonical one."""

@@ -24,28 +24,32 @@ def remarks(exam: Examination) -> Iterator[str]:
 
 
 def _unjudged(exam: Examination) -> Iterator[str]:
-    """What could not be judged of the tensors, and for want of what; the first reason is enough."""
-    checkpoint, config = exam.checkpoint, exam.checkpoint.config
+    """What could not be judged of the tensors, and for want of what."""
+    checkpoint, quantised = exam.checkpoint, exam.model.as_stored is not None
     if any(is_adapter(file.name) for file in checkpoint.files):
         yield "this is an adapter, measured as it is: its sum with the base model was not. verify needs the two merged"
-    elif checkpoint.format == "gguf":
         return
-    elif config is None:
-        yield (
-            "there is no config.json, so the architecture is unknown: no names, shapes, shared KV or bounds were "
-            "judged. Put the model's config.json beside the weights"
-        )
-    elif config.get("quantization_config") is not None:
+    if quantised:
         yield (
             "the weights are quantised: packed integers and scales were measured as they are stored, and the weights "
             "that they stand for were not"
         )
-    elif exam.target_dtype == "float16" and exam.selected and not exam.model.values:
+    if checkpoint.config is None and checkpoint.format == "safetensors":
+        yield (
+            "there is no config.json, so the architecture is unknown: no names, shapes, shared KV or bounds were "
+            "judged. Put the model's config.json beside the weights"
+        )
+    elif checkpoint.format == "safetensors" and not quantised and _unproved(exam):
         family = "this architecture" if exam.model.family == "generic" else exam.model.family
         yield (
             f"nothing is proved of what a float16 run computes: no bounds on activations are known for {family}. "
             "That the weights fit does not say that they do; verify runs the model and measures them"
         )
+
+
+def _unproved(exam: Examination) -> bool:
+    """Whether a proof could be asked for, and none is known."""
+    return exam.target_dtype == "float16" and exam.selected and not exam.model.values
 
 
 def _unread(checkpoint: Checkpoint) -> Iterator[str]:

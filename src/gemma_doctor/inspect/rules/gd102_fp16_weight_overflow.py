@@ -22,7 +22,9 @@ cuts them to 65504, which is another function: it needs `--unsafe`.
 ## Limits
 
 In bfloat16 the question is coarser than it looks: it has no value between 65280 and 65536. Integers are not cast to
-float16 and are not judged. With `--target-dtype bfloat16` the rule is silent.
+float16 and are not judged, and neither is what stays as it is stored where the rest is cast: float8 weights, a
+quantiser's scales in float32, and what transformers keeps in float32 (T5's `wo`). With `--target-dtype bfloat16` the
+rule is silent.
 """
 
 from __future__ import annotations

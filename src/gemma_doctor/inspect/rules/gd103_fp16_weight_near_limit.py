@@ -11,7 +11,7 @@ activation larger than 2 leaves float16's range.
 
 ## Example
 
-A scale of 40,000 in a quantised model's dequantisation vector.
+A scale of 40,000, in bfloat16, in a quantised model's dequantisation vector.
 
 ## How to mend
 
@@ -20,7 +20,8 @@ Run the model in bfloat16 or float32, or fold a power of two of these weights in
 ## Limits
 
 The threshold is one binary step of margin, a convention and not a proof. A tensor that already has elements of 65520
-and more is reported by GD102 only. With `--target-dtype bfloat16` the rule is silent.
+and more is reported by GD102 only, and what GD102 leaves out is left out here. With `--target-dtype bfloat16`
+the rule is silent.
 """
 
 from __future__ import annotations
