@@ -105,25 +105,86 @@ def test_a_config_cannot_exhaust_memory_or_time(make: Any, value: object) -> Non
 LIMITED = """
 import resource, sys
 from gemma_doctor.cli import main
-resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+resource.setrlimit(resource.RLIMIT_DATA, (500_000_000, 500_000_000))
 main()
 """
 
 
+def limited(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command with half a gigabyte of memory beside what is mapped."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", LIMITED, *command]
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
 @pytest.mark.parametrize("make", [tiny_gemma3_config, tiny_gemma3n_config])
-def test_the_deepest_config_that_is_allowed_is_scanned_within_a_gigabyte(tmp_path: Path, make: Any) -> None:  # noqa: ANN401
+def test_the_deepest_config_that_is_allowed_is_scanned_in_half_a_gigabyte(tmp_path: Path, make: Any) -> None:  # noqa: ANN401
     config = make()
     section = config.get("text_config", config)
     section |= {"num_hidden_layers": 1024, "num_kv_shared_layers": 0}
     for key in ("layer_types", "intermediate_size", "activation_sparsity_pattern"):
         section.pop(key, None)
     write(tmp_path / "deep", {"model.norm.weight": np.ones(16, np.float32)}, config)
-    command = [sys.executable, "-c", LIMITED, "scan", "deep", "--json", "report.json"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=300)
+    done = limited("scan", "deep", "--json", "report.json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, "")
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert sum(finding["rule"] == "GD205" for finding in report["findings"]) > 1024
+
+
+def nested(depth: int) -> str:
+    return '{"a":' * depth + "{}" + "}" * depth
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (nested(10_000), "nested deeper than 127 levels"),
+        (json.dumps({**tiny_gemma3_config(), "num_hidden_layers": 10**9}), "num_hidden_layers is 1000000000"),
+        (json.dumps({**tiny_gemma3_config(), "hidden_size": -16}), "hidden_size is -16"),
+        (json.dumps({**tiny_gemma3n_config(), "text_config": {"num_hidden_layers": 10**9}}), "1000000000"),
+    ],
+    ids=["nesting", "layers", "negative", "layers below"],
+)
+def test_a_hostile_config_ends_a_scan_in_a_sentence(tmp_path: Path, config: str, words: str) -> None:
+    write(tmp_path / "model", {"a.weight": np.ones((4, 4), np.float32)})
+    (tmp_path / "model/config.json").write_text(config)
+    done = limited("scan", "model", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("gemma-doctor: config.json")
+    assert words in sentence
+
+
+NAMES = {
+    "shards": "model-{:07}.safetensors",
+    "below": "../{}.safetensors",
+    "absolute": "/etc/{}",
+    "NUL": "a\0{}",
+    "long": "x" * 300 + "{}",
+}
+"""Names of files as an index may give them, each with a number in it."""
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_an_index_that_names_too_many_files_is_refused(tmp_path: Path, kind: str) -> None:
+    """A tenth of a million; the million takes ten times the memory, and is refused as well."""
+    index = {"weight_map": {f"{number}.weight": NAMES[kind].format(number) for number in range(100_000)}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    done = limited("scan", ".", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.endswith("names more than 10,000 files, the limit. Write the index anew, or download it again.")
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_an_index_of_files_that_are_not_there_names_each(tmp_path: Path, kind: str) -> None:
+    index = {"weight_map": {f"{number}.weight": NAMES[kind].format(number) for number in range(300)}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    done = limited("scan", ".", "--json", "-", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["coverage"]["measured"], len(report["coverage"]["skipped"])) == (2, 0, 300)
+    expected = {"shards": "GD002", "long": "GD001"}.get(kind, "GD003")
+    assert [finding["rule"] for finding in report["findings"]] == [expected] * 300
 
 
 @pytest.mark.parametrize("name", ["config.json", "gemma-doctor.toml"])

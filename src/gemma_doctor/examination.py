@@ -84,13 +84,12 @@ class Examination:
         Args:
             needs: Why they may be absent: only tensors with one of these needs are meant.
         """
+        needed = [(name, expected) for name, expected in self.model.expected.items() if expected.need in needs]
         unreadable = any(fault.kind == "unreadable-shard" for fault in self.checkpoint.faults)
-        if not self.selected or (unreadable and self.checkpoint.index is None):
+        if not needed or not self.selected or (unreadable and self.checkpoint.index is None):
             return
         known = self.on_disk.keys() | {self.canonical(name) for name in self.checkpoint.unreachable}
-        for name, expected in self.model.expected.items():
-            if expected.need in needs and name not in known:
-                yield name, expected
+        yield from ((name, expected) for name, expected in needed if name not in known)
 
     def floats(self) -> Iterator[MeasuredTensor]:
         """The measured tensors that hold floating-point numbers, in model order."""

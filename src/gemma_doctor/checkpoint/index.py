@@ -11,10 +11,13 @@ from gemma_doctor.checkpoint.quoting import quoted
 from gemma_doctor.checkpoint.stores import Store
 from gemma_doctor.errors import IndexFileError
 
-__all__ = ["MAX_INDEX", "Index", "leaves_folder", "read_index"]
+__all__ = ["MAX_FILES", "MAX_INDEX", "Index", "leaves_folder", "read_index"]
 
 MAX_INDEX = 200_000_000
 """Most bytes of an index: twice the largest header, for it repeats the file's name with each tensor."""
+
+MAX_FILES = 10_000
+"""Most files of a checkpoint: each is looked for by itself. The largest that are published have a few hundred."""
 
 _AGAIN = "Write the index anew, or download it again."
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -49,16 +52,21 @@ def read_index(store: Store, name: str) -> Index:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        IndexFileError: If it is too large, is not JSON, or its ``weight_map`` does not map strings to strings.
+        IndexFileError: If it is too large, is not JSON, or its ``weight_map`` does not map strings to strings, or names
+            more than :data:`MAX_FILES` files.
     """
     document = read_document(store, name, MAX_INDEX)
     weight_map = document.get("weight_map")
     if "weight_map" in document.doubled or not isinstance(weight_map, JSONObject):
         raise IndexFileError(f"{name}: it needs one weight_map, an object from tensors to files. {_AGAIN}")
-    files = {tensor: file for tensor, file in weight_map.items() if isinstance(file, str)}
-    for tensor in weight_map:
-        if tensor not in files:
+    names: dict[str, str] = {}  # one string for each file: JSON makes one for each tensor
+    files: dict[str, str] = {}
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str):
             raise IndexFileError(f"{name}: weight_map has no file's name for {quoted(tensor)}. {_AGAIN}")
+        files[tensor] = names.setdefault(file, file)
+        if len(names) > MAX_FILES:
+            raise IndexFileError(f"{name}: weight_map names more than {MAX_FILES:,} files, the limit. {_AGAIN}")
     metadata = document.get("metadata")
     total_size = metadata.get("total_size") if isinstance(metadata, JSONObject) else None
     return Index(files, total_size, weight_map.doubled)

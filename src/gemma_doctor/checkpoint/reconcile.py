@@ -61,7 +61,7 @@ def reconcile(name: str, index: Index, shards: Iterable[Shard], out_of_reach: Ma
     census = gather(shards, index.weight_map)
     tensors = census.tensors
     unreachable = {
-        tensor: out_of_reach.get(file, f"{shown(file)} does not hold it, though {name} says so")
+        tensor: out_of_reach[file] if file in out_of_reach else f"{shown(file)} does not hold it, though {name} says so"
         for tensor, file in index.weight_map.items()
         if tensor not in tensors
     }
