@@ -8,9 +8,9 @@ Standard output carries the report, or nothing but the document that goes to ``-
 from __future__ import annotations
 
 from gemma_doctor.cli import complete, demonstrate, explain, mend, report, run, scan
-from gemma_doctor.cli.frame import Sections, app, main
+from gemma_doctor.cli.frame import INTERRUPTED, Sections, app, main
 
-__all__ = ["app", "main"]
+__all__ = ["INTERRUPTED", "app", "main"]
 
 app.command("scan", cls=Sections, epilog=scan.EPILOG)(scan.command)
 app.command("repair", cls=Sections, epilog=mend.EPILOG)(mend.command)

@@ -20,6 +20,7 @@ from gemma_doctor.version import __version__
 
 __all__ = [
     "COULD_NOT_TELL",
+    "INTERRUPTED",
     "OUTPUT",
     "RUNNING",
     "VERDICT",
@@ -132,11 +133,16 @@ app = typer.Typer(
 )
 
 
-def main() -> None:
-    """Run the command line. A fault of this program must not look like a finding, so it too exits with 2."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. A fault of this program must not look like a finding, so it too exits with 2.
+
+    Args:
+        arguments: The words after ``gemma-doctor``; those that this process was given if None.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
     sys.stdout, sys.stderr = _encodable(sys.stdout), _encodable(sys.stderr)
     try:
-        app(prog_name="gemma-doctor", args=[_at_home(word) for word in sys.argv[1:]])
+        app(prog_name="gemma-doctor", args=[_at_home(word) for word in given])
     except Exception:  # noqa: BLE001  # Python would exit with 1
         traceback.print_exc()
         say("gemma-doctor: this is a fault of gemma-doctor; please report it with the lines above")

@@ -6,11 +6,11 @@ pre-commit gives it the hook's ``args`` and then the changed files. What starts 
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from gemma_doctor import cli
 from gemma_doctor.checkpoint.layout import find_layout
 from gemma_doctor.errors import SourceNotFoundError
 from gemma_doctor.reports.documents import say
@@ -25,9 +25,19 @@ def main() -> None:
     worst = 0
     for source in sources(files):
         say(f"gemma-doctor scan {source}")
-        command = [sys.executable, "-m", "gemma_doctor", "scan", "--quiet", *options, "--", str(source)]
-        worst = max(worst, subprocess.run(command, check=False).returncode)  # noqa: S603  # this program itself
+        worst = max(worst, _ended(["scan", "--quiet", *options, "--", str(source)]))
+        if worst == cli.INTERRUPTED:
+            break
     sys.exit(worst)
+
+
+def _ended(words: Sequence[str]) -> int:
+    """The exit code of a command, run in this process: ``python -m`` would look for modules in the repository first."""
+    try:
+        cli.main(words)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
 
 
 def sources(files: Iterable[Path]) -> list[Path]:
