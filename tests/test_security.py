@@ -68,7 +68,7 @@ def watched(program: Path, *words: str, cwd: Path, tmp_path: Path) -> tuple[int,
     env = {**os.environ, "PYTHONPATH": str(startup), "WATCHED": str(log), "PYTHONDONTWRITEBYTECODE": "1"}
     for name in ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
         env.pop(name, None)
-    command = [sys.executable, "-B", program, *words]
+    command = [sys.executable, "-B", str(program), *words]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     return done.returncode, log.read_text().splitlines(), done.stdout + done.stderr
 
