@@ -27,6 +27,7 @@ __all__ = [
     "Norm",
     "Reader",
     "Rescaling",
+    "SharedEps",
     "SharedKV",
     "Value",
 ]
@@ -156,6 +157,24 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedEps:
+    """An eps of the config that the readers of a rescaling have in common with other norms.
+
+    Where those others read 2**-k times what they read as well, and the eps becomes 4**-k times what it was, no norm gives
+    anything else than before: the rescaling is exact, however small the stream becomes.
+
+    Attributes:
+        path: Where the eps stands in ``config.json``.
+        smaller: Names of the tensors that decide what the other norms read; multiplied by 2**-k too.
+        values: Names of the values that become 2**-k times what they were with them.
+    """
+
+    path: tuple[str, ...]
+    smaller: tuple[str, ...]
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Rescaling:
     """Tensors that can be multiplied by powers of two together and leave the model the same function, but for eps.
 
@@ -165,6 +184,7 @@ class Rescaling:
         larger: Names of the tensors multiplied by 2**k.
         values: Names of the values that become 2**-k times what they were, and that decide over k.
         behind: Names of the values that shrink with them, and for which there is a rescaling of their own.
+        eps: What the readers' eps takes to shrink with what they read; None where it cannot.
         readers: The norms that take the factor out.
         refused: Why it must not be done; None where it may.
     """
@@ -175,6 +195,7 @@ class Rescaling:
     values: tuple[str, ...]
     readers: tuple[Reader, ...]
     behind: tuple[str, ...] = ()
+    eps: SharedEps | None = None
     refused: str | None = None
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gemma_doctor.architectures.base import Reader, Rescaling, Value
+from gemma_doctor.architectures.base import Reader, Rescaling, SharedEps, Value
 from gemma_doctor.architectures.config import Section
 from gemma_doctor.architectures.expressions import AfterNorm, Dot, Either, Input, Row, Slice, Sum, Times
 from gemma_doctor.architectures.ledger import Ledger, activated
@@ -173,4 +173,25 @@ def _stream(decoder: Decoder, values: list[Value], start: Input) -> Rescaling:
         larger=(f"{decoder.prefix}norm.weight",) if decoder.head is not None and decoder.tied else (),
         values=(*written, *(name.rpartition(".")[0] for name in (*images, *writers))),
         readers=(Reader(f"{layers[0]}input_layernorm.weight", decoder.eps, start),),
+        eps=_shared_eps(decoder, layers),
+    )
+
+
+def _shared_eps(decoder: Decoder, layers: list[str]) -> SharedEps | None:
+    """What the norms read that do not read the stream: queries, keys, and the outputs of the two blocks of a layer.
+
+    All norms of the text model have one eps (modeling_gemma3.py; the projector's norm has that of the image encoder).
+    """
+    text = decoder.text
+    if not text.values:
+        return None  # the config lacks the section that would hold it
+    attention = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj")[0 if decoder.head_norms else 2 :]
+    biased = text.flag("attention_bias", default=False)
+    read = [f"{layer}{part}" for layer in layers for part in attention]
+    down = [f"{layer}mlp.down_proj" for layer in layers]
+    return SharedEps(
+        path=(*text.path.split(".")[:-1], "rms_norm_eps"),
+        smaller=tuple(f"{name}.{part}" for name in read for part in ("weight", "bias")[: 1 + biased])
+        + tuple(f"{name}.weight" for name in down),
+        values=(*read, *down),
     )

@@ -66,8 +66,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from gemma_doctor.architectures.base import Rescaling
-from gemma_doctor.plans import Edit, Left, Reason, Scale, ScaleGain
+from gemma_doctor.architectures.base import Rescaling, SharedEps
+from gemma_doctor.plans import Edit, Left, Reason, Scale, ScaleGain, SetConfig
 from gemma_doctor.records import Exactness, Finding, Scalar
 from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
 from gemma_doctor.repair.evidence.certificate import certificate
@@ -78,6 +78,7 @@ from gemma_doctor.tensors import FP16_MAX, MeasuredTensor
 __all__ = ["PASS"]
 
 _RULE = "GD301"
+_ALREADY = "What is done for the residual stream brings them under their limits as well"
 _MEASURE = "A trace of the float32 reference (gemma-doctor verify --trace, then --calibration) may ask for less"
 
 
@@ -151,7 +152,10 @@ class _Rescaler:
         except RefusedError as refused:
             self.exponents, self.shrunk, self.absorbed = before
             return left(note, f"All of them or none: a proof needs them all. {refused}")
-        return Mend(note, tuple(edits)) if edits else left(note, "The measured peaks fit, with two bits to spare")
+        if edits:
+            return Mend(note, tuple(edits))
+        measured = self.case.calibration is not None and not by_bounds
+        return left(note, "The measured peaks fit, with two bits to spare" if measured else _ALREADY)
 
     def _streams_fit(self) -> bool:
         """Whether every state of a residual stream is proved to fit once the edits so far are carried out."""
@@ -177,17 +181,51 @@ class _Rescaler:
             RefusedError: If it must not be done, or one of them is not sound.
         """
         k, note = self._exponent(rescaling, furthest)
+        if rescaling.eps is not None and self._eps_is_felt(rescaling, k):
+            return self._exactly(rescaling, rescaling.eps, k, note)
         note = self._eps(rescaling, k, note)
+        edits = self._scaled(rescaling, k, note, "eps")
+        self.absorbed.update({reader.norm: k for reader in rescaling.readers})
+        return edits
+
+    def _scaled(self, rescaling: Rescaling, k: int, note: Note, exactness: Exactness) -> list[Edit]:
+        """The edits of the tensors; the first one has the note."""
         powers = dict.fromkeys(self._stored(rescaling), -k) | dict.fromkeys(rescaling.larger, k)
         edits: list[Edit] = []
         for name, power in powers.items():
             why = note if not edits else Note(f"Scaled with {self._disk(rescaling.smaller[0])}.", {"k": k})
-            edits.append(self._edit(name, power, why))
+            edits.append(self._edit(name, power, why, exactness))
         for name, power in powers.items():
             self.exponents[name] = self.exponents.get(name, 0) + power
         self.shrunk.update(dict.fromkeys((*rescaling.values, *rescaling.behind), k))
-        self.absorbed.update({reader.norm: k for reader in rescaling.readers})
         return edits
+
+    def _eps_is_felt(self, rescaling: Rescaling, k: int) -> bool:
+        return any(not self.ranges.square(reader).change(reader.eps, k) <= SMALL for reader in rescaling.readers)
+
+    def _exactly(self, rescaling: Rescaling, shared: SharedEps, k: int, note: Note) -> list[Edit]:
+        """The edits of one rescaling where the eps shrinks as well, with all that any norm of that eps reads."""
+        reader = rescaling.readers[0]
+        eps = math.ldexp(reader.eps, -2 * k)
+        what = f"{'.'.join(shared.path)}, from {reader.eps:g} to {eps:.4g}"
+        note = note.plus(
+            f"The eps of the norms would be felt, so it shrinks as well, times 2^-{2 * k} ({what}), and so does what "
+            "every other norm of that eps reads: no norm gives anything else than before.",
+            {"eps": reader.eps, "eps_after": eps},
+        )
+        together = replace(
+            rescaling,
+            smaller=(*rescaling.smaller, *shared.smaller),
+            values=(*rescaling.values, *shared.values),
+        )
+        config = SetConfig(
+            path=shared.path,
+            value=eps,
+            pass_name=PASS.name,
+            exactness="exact",
+            reason=Reason(_RULE, f"Scaled with {self._disk(rescaling.smaller[0])}.", {"k": k}),
+        )
+        return [*self._scaled(together, k, note, "exact"), config]
 
     def _stored(self, rescaling: Rescaling) -> Iterator[str]:
         """The tensors that shrink; a head that is stored although it is the embedding shrinks with it."""
@@ -240,8 +278,8 @@ class _Rescaler:
             )
         return note
 
-    def _edit(self, name: str, exponent: int, note: Note) -> Edit:
-        """The edit of one tensor.
+    def _edit(self, name: str, exponent: int, note: Note, exactness: Exactness) -> Edit:
+        """The edit of one tensor, as exact as the rescaling if nothing is lost where it is stored.
 
         Raises:
             RefusedError: If it would make a weight infinite.
@@ -249,14 +287,13 @@ class _Rescaler:
         tensor = scalable(self.case.exam, name)
         known = self.case.exam.model.expected.get(name)
         if known is not None and known.plus_one:
-            return self._gain(tensor, exponent, note)
+            return self._gain(tensor, exponent, note, exactness)
         largest = math.ldexp(tensor.stats.absmax or 0.0, exponent)
         if exponent > 0 and largest > FP16_MAX / 2:
             raise RefusedError(f"{self._disk(name)} would have to take 2^{exponent}, and near {FP16_MAX:g}")
         refuse_coarse(tensor, exponent)
         stored = self.case.losses(tensor.info.name, exponent, tensor.info.dtype)
         in_float16 = self.case.losses(tensor.info.name, exponent, "F16")
-        exactness: Exactness = "lossy" if stored.flushed else "rounded" if stored.lost else "eps"
         lost = f" {stored.lost:,} elements lose bits where they are stored." if stored.lost else ""
         counts: dict[str, Scalar] = {"fp16_subnormal": in_float16.subnormal, "fp16_underflow": in_float16.flushed}
         note = note.plus(lost.strip(), {**counts, "lost": stored.lost})
@@ -264,11 +301,11 @@ class _Rescaler:
             tensor=tensor.info.name,
             exponent=exponent,
             pass_name=PASS.name,
-            exactness=exactness,
+            exactness="lossy" if stored.flushed else "rounded" if stored.lost else exactness,
             reason=Reason(_RULE, note.text, note.evidence),
         )
 
-    def _gain(self, tensor: MeasuredTensor, exponent: int, note: Note) -> ScaleGain:
+    def _gain(self, tensor: MeasuredTensor, exponent: int, note: Note, exactness: Exactness) -> ScaleGain:
         losses = self.case.gains(tensor.info.name, exponent)
         note = note.plus(
             f"Stored as float32, which changes a gain by at most {losses.in_float32:.1e} of the gains' rms; a loader "
@@ -280,7 +317,7 @@ class _Rescaler:
             tensor=tensor.info.name,
             exponent=exponent,
             pass_name=PASS.name,
-            exactness="rounded" if losses.inexact else "eps",
+            exactness="rounded" if losses.inexact else exactness,
             reason=Reason(_RULE, note.text, note.evidence),
         )
 
