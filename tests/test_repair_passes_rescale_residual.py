@@ -14,6 +14,7 @@ from checkpoints import (
     Array,
     healthy,
     in_bfloat16,
+    tiny_gemma2_config,
     tiny_gemma3_config,
     tiny_gemma3_multimodal_config,
     tiny_gemma3n_text_config,
@@ -24,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans import admit, answers, only_left, only_mend, plan_for
 
+from gemma_doctor.architectures import identify
 from gemma_doctor.checkpoint import FileBytes
 from gemma_doctor.plans import Left, Plan, Reason, Scale, ScaleGain, SetConfig, SetMetadata
 from gemma_doctor.records import Exactness
@@ -149,11 +151,110 @@ def test_what_a_narrower_load_costs_stands_in_the_plan(tmp_path: Path) -> None:
     assert said in reason.message
 
 
-def test_refused_where_eps_would_be_felt() -> None:
-    exam = examine(loud(words=1.0), GEMMA3)
-    left = only_left(answers(PASS, exam, find("GD301", exam)))
-    assert "the eps 1e-06 of the norm 'model.layers.0.input_layernorm' is felt" in left.reason
-    assert "--calibration" in left.reason
+def test_where_eps_would_be_felt_it_shrinks_and_with_it_what_every_norm_of_that_eps_reads(tmp_path: Path) -> None:
+    plan = prescription(tmp_path, loud(words=1.0))
+    k = powers(plan)[FINAL]
+    read = [
+        f"model.layers.{i}.{part}_proj.weight"
+        for i in (0, 1)
+        for part in ("self_attn.q", "self_attn.k", "self_attn.o", "mlp.down")
+    ]
+    assert powers(plan) == {**dict.fromkeys((TABLE, *POSTS, *read), -k), FINAL: k}
+    (config,) = (edit for edit in plan.edits if isinstance(edit, SetConfig))
+    assert (config.path, config.value) == (("rms_norm_eps",), 1e-6 * 4.0**-k)
+    assert {edit.exactness for edit in plan.edits if not isinstance(edit, ScaleGain)} == {"exact"}
+    assert f"times 2^-{2 * k} (rms_norm_eps, from 1e-06 to" in reason_of(plan, TABLE).message
+    assert certified(plan)
+
+
+def test_where_eps_is_not_felt_it_is_left_alone(tmp_path: Path) -> None:
+    plan = prescription(tmp_path, loud())
+    assert not any(isinstance(edit, SetConfig) for edit in plan.edits)
+    assert {edit.exactness for edit in plan.edits if not isinstance(edit, ScaleGain)} == {"eps"}
+
+
+@pytest.mark.parametrize(
+    ("config", "path", "parts"),
+    [
+        (MULTIMODAL, ("text_config", "rms_norm_eps"), 4),
+        (tiny_gemma2_config(), ("rms_norm_eps",), 2),  # its queries and keys have no norms
+        ({**GEMMA3, "attention_bias": True}, ("rms_norm_eps",), 7),
+    ],
+)
+def test_the_eps_is_the_text_models_own(config: Mapping[str, Any], path: tuple[str, ...], parts: int) -> None:
+    (shared,) = (one.eps for one in identify(config).rescalings if one.eps is not None)
+    assert shared.path == path
+    assert len(shared.smaller) == 2 * parts
+    assert shared.smaller == tuple(name for name in shared.smaller if name in identify(config).expected)
+
+
+def test_a_config_without_the_section_that_would_hold_the_eps_keeps_it() -> None:
+    config = {key: value for key, value in MULTIMODAL.items() if key != "text_config"}
+    assert all(one.eps is None for one in identify(config).rescalings)
+
+
+def loud_encoder(factor: float, start: float) -> dict[str, Array]:
+    """An image encoder that writes loudly on a stream that starts quietly; the words are sound."""
+    tensors = healthy(MULTIMODAL)
+    for name in tensors:
+        if "vision_tower" in name and "mlp.fc2" in name:
+            tensors[name] *= np.float32(factor)
+        elif "vision_tower" in name and "embedding" in name:
+            tensors[name] *= np.float32(start)
+    return tensors
+
+
+def test_refused_where_an_eps_is_felt_that_cannot_shrink() -> None:
+    """The image encoder's: nothing is declared of the other norms that have it."""
+    exam = examine(loud_encoder(2.0**15, 2.0**-10), MULTIMODAL)
+    found = answers(PASS, exam, find("GD301", exam))
+    assert len(found) == 2
+    for one in found:
+        assert isinstance(one, Left)
+        assert "of the norm 'vision_tower.vision_model.encoder.layers.0.layer_norm1' is felt" in one.reason
+        assert "--calibration" in one.reason
+
+
+def test_the_image_encoders_stream_is_mended_with_what_is_inside_the_layers(tmp_path: Path) -> None:
+    """Its finding, the one that says that the stream is likely to leave float16, is not left."""
+    exam = admit(tmp_path / "sick", loud_encoder(2.0**15, 4.0), MULTIMODAL)
+    stream, note = find("GD301", exam)
+    assert (stream.evidence["stream"], stream.severity, note.severity) == (
+        "the image encoder's residual stream",
+        "warning",
+        "note",
+    )
+    assert stream.repair is not None
+    plan = plan_for(exam, "GD301", passes=[PASS])
+    assert [one.severity for one in plan.left] == ["note"]
+    assert all("vision_tower" in name for name in powers(plan))
+    assert certified(plan)
+
+
+def test_what_would_lose_elements_is_not_counted_as_carried_out(tmp_path: Path) -> None:
+    """Without --unsafe such edits stay away, so that a certificate may not rest on them."""
+    tensors = inside("mlp.up_proj", 2.0**12)
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name][0, 0] = 2.0**-24  # nothing is left of it where it is stored as float16, times 2^-k
+    for post in POSTS:
+        tensors[post] += np.float32(2.0**12)
+    stored = {key: array.astype(np.float16) for key, array in tensors.items()}
+    exam = admit(tmp_path / "sick", stored, GEMMA3)
+    plan = plan_for(exam, "GD301", passes=[PASS])
+    assert name not in powers(plan)
+    assert not certified(plan)
+    assert certified(plan_for(exam, "GD301", passes=[PASS], unsafe=True)) is False
+
+
+def test_what_shrinks_with_the_stream_needs_no_power_of_its_own() -> None:
+    tensors, names = loud(words=1.0), [f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)]
+    bounds = {item.value.name: item.bound for item in examine(tensors, GEMMA3).ranges.values}
+    for name in names:
+        tensors[f"{name}.weight"] *= np.float32(2 * 65504 / (bounds[name] or 0.0))
+    exam = examine(tensors, GEMMA3)
+    found = answers(PASS, exam, find("GD301", exam))
+    reasons = [one.reason for one in found if isinstance(one, Left)]
+    assert reasons == ["What is done for the streams brings them under their limits as well"]
 
 
 @pytest.mark.parametrize("name", [TABLE, FINAL])

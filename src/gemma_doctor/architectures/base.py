@@ -160,8 +160,8 @@ class Reader:
 class SharedEps:
     """An eps of the config that the readers of a rescaling have in common with other norms.
 
-    Where those others read 2**-k times what they read as well, and the eps becomes 4**-k times what it was, no norm gives
-    anything else than before: the rescaling is exact, however small the stream becomes.
+    Where those others read 2**-k times what they read as well, and the eps becomes 4**-k times what it was, no norm
+    gives anything else than before: the rescaling is exact, however small the stream becomes.
 
     Attributes:
         path: Where the eps stands in ``config.json``.

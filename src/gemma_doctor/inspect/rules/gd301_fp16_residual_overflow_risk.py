@@ -95,7 +95,7 @@ def _stream(exam: Examination, analysis: RangeAnalysis, name: str, worst: Bounde
     largest = ", ".join(f"{exam.disk_name(writer.tensor)} ({writer.bound:.4g})" for writer in writers[1:])
     tensor = exam.measured(writers[0].tensor) if writers else None
     others = f"; after it come {largest}" if largest else ""
-    rescaling = next((one for one in exam.model.rescalings if one.name == name), None)
+    rescaling = next((one for one in exam.model.rescalings if worst.value.name in one.values), None)
     return RULE.finding(
         f"It can add {writers[0].bound:.4g} to {name}, which may reach {worst.bound:.4g} at {worst.value.name}"
         f"{_beyond(worst)}: a bound that holds whatever the input, not a measurement{others}.{_how(rescaling)}",

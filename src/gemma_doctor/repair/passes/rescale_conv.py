@@ -62,22 +62,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from gemma_doctor.architectures.base import Absorber, Conv, Norm
-from gemma_doctor.plans import Left, Reason, Scale
-from gemma_doctor.records import Exactness, Finding, Scalar
+from gemma_doctor.plans import Left, Scale
+from gemma_doctor.records import Finding, Scalar
 from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
-from gemma_doctor.repair.evidence.losses import Losses
 from gemma_doctor.repair.evidence.outputs import Outputs, Reach
-from gemma_doctor.repair.evidence.scaling import SMALL, Note, RefusedError, refuse_coarse, scalable
+from gemma_doctor.repair.evidence.powers import Powers
+from gemma_doctor.repair.evidence.scaling import SMALL, Note, RefusedError, scalable
 from gemma_doctor.repair.evidence.windows import FLOOR, HEADROOM, LIFT, Window, least_exponent
-from gemma_doctor.tensors import FP16_MAX, MeasuredTensor
+from gemma_doctor.tensors import FP16_MAX
 
 __all__ = ["PASS"]
-
-NEAR_LIMIT = 32752.0
-"""Weights from here on are within a factor of 2 of float16's limit, which GD103 reports."""
 
 _RULE = "GD104"
 _BACKWARD = "GD402"
@@ -86,7 +83,7 @@ _INSTEAD = "The pass upcast-conv stores it in float32 instead."
 
 def plan(case: Case) -> Iterator[Answer]:
     """The edits for each convolution with a finding, or with a measured peak beyond its limit."""
-    rescaler = _Rescaler(case, Outputs(case.exam, case.calibration))
+    rescaler = _Rescaler(case, Outputs(case.exam, case.calibration), Powers(case, _RULE, PASS.name))
     findings = {case.exam.canonical(finding.tensor or ""): finding for finding in case.findings}
     for name, finding in findings.items():
         if name not in case.exam.model.convs:
@@ -105,17 +102,17 @@ def _grows_a_reader(conv: Conv) -> bool:
 
 @dataclass(slots=True)
 class _Rescaler:
-    """The convolutions of one checkpoint, and by how much each tensor is scaled so far.
+    """The convolutions of one checkpoint.
 
     Attributes:
         case: The case.
         outputs: What is known of the convolutions' outputs.
-        exponents: Canonical name -> power of two that the edits so far come to.
+        powers: By how much each tensor is scaled so far.
     """
 
     case: Case
     outputs: Outputs
-    exponents: dict[str, int] = field(default_factory=dict)
+    powers: Powers
 
     def leaves(self, name: str) -> bool:
         """Whether a measured peak is beyond the convolution's limit."""
@@ -125,7 +122,7 @@ class _Rescaler:
     def sinks(self, name: str) -> bool:
         """Whether measured mean squares come near the end of the window below which the backward pass overflows."""
         window = self.outputs.window(name, self.case.exam.model.convs[name])
-        if window is None or window.most >= 0 or name in self.exponents or self.leaves(name):
+        if window is None or window.most >= 0 or name in self.powers.exponents or self.leaves(name):
             return False
         return window.middle < 0 or window.sunk
 
@@ -200,9 +197,7 @@ class _Rescaler:
 
     def _noted(self, edits: list[Scale]) -> list[Scale]:
         """The edits, once it is written down what each tensor comes to."""
-        for edit in edits:
-            tensor = self.case.exam.canonical(edit.tensor)
-            self.exponents[tensor] = self.exponents.get(tensor, 0) + edit.exponent
+        self.powers.noted(edits)
         return edits
 
     def _neutral(self, name: str, conv: Conv, k: int, note: Note) -> list[Scale]:
@@ -232,9 +227,9 @@ class _Rescaler:
             f"{change:.1e} of their size from {at} upwards.",
             {"eps": norm.eps, "mean_square": square.mean, "relative_change": change},
         )
-        edits = [self._scale(name, -k, "eps", note)]
+        edits = [self.powers.scale(name, -k, "eps", note)]
         if conv.bias is not None:
-            edits.append(self._scale(conv.bias, -k, "eps", Note(f"Scaled with {self._disk(name)}.", {"k": k})))
+            edits.append(self.powers.scale(conv.bias, -k, "eps", Note(f"Scaled with {self._disk(name)}.", {"k": k})))
         return edits
 
     def _taken_back(self, name: str, absorber: Absorber, k: int, note: Note) -> list[Scale]:
@@ -243,7 +238,7 @@ class _Rescaler:
             self._check_dual(absorber.tensor, k)
         note = note.plus(f"{self._disk(absorber.tensor)} takes the factor back, so that no result changes.", {})
         back = Note(f"Takes back the factor 2^-{k} of {self._disk(name)}.", {"k": k})
-        return [self._scale(name, -k, "exact", note), self._scale(absorber.tensor, k, "exact", back)]
+        return [self.powers.scale(name, -k, "exact", note), self.powers.scale(absorber.tensor, k, "exact", back)]
 
     def _check_dual(self, name: str, k: int) -> None:
         """The other side of a dot product grows by 2^k: its outputs must have that room."""
@@ -256,43 +251,8 @@ class _Rescaler:
                 f"pass {room:g}"
             )
 
-    def _scale(self, name: str, exponent: int, exactness: Exactness, note: Note) -> Scale:
-        """The edit of one tensor, judged together with the edits that it has already.
-
-        Raises:
-            RefusedError: If it would cost the tensor more than a few bits.
-        """
-        tensor = scalable(self.case.exam, name)
-        total = self.exponents.get(name, 0) + exponent
-        if math.ldexp(tensor.stats.absmax or 0.0, total) >= NEAR_LIMIT and total > 0:
-            raise RefusedError(
-                f"{self._disk(name)} would have to take 2^{total}, and its weights would near {FP16_MAX:g}"
-            )
-        refuse_coarse(tensor, total)
-        stored, in_float16 = self._losses(tensor, total, tensor.info.dtype), self._losses(tensor, total, "F16")
-        note = note.plus(*_account(stored, in_float16, tensor.info.dtype))
-        return Scale(
-            tensor=tensor.info.name,
-            exponent=exponent,
-            pass_name=PASS.name,
-            exactness="lossy" if stored.flushed else "rounded" if stored.lost else exactness,
-            reason=Reason(_RULE, note.text, note.evidence),
-        )
-
-    def _losses(self, tensor: MeasuredTensor, exponent: int, dtype: str) -> Losses:
-        return self.case.losses(tensor.info.name, exponent, dtype)
-
     def _disk(self, name: str) -> str:
         return self.case.exam.disk_name(name)
-
-
-def _account(stored: Losses, in_float16: Losses, dtype: str) -> tuple[str, dict[str, Scalar]]:
-    """What the scaled weights lose where they are stored, and what a later cast to float16 would make of them."""
-    numbers: dict[str, Scalar] = {"fp16_subnormal": in_float16.subnormal, "fp16_underflow": in_float16.flushed}
-    if not stored.lost:
-        return "", numbers
-    text = f"{stored.lost:,} elements fall below the normal {dtype} and lose bits; {stored.flushed:,} of them become 0."
-    return text, {**numbers, "lost": stored.lost, "flushed": stored.flushed}
 
 
 PASS = Pass("rescale-conv", "eps", (_RULE,), plan, conflicts=("upcast-conv",))

@@ -71,14 +71,14 @@ from gemma_doctor.plans import Edit, Left, Reason, Scale, ScaleGain, SetConfig
 from gemma_doctor.records import Exactness, Finding, Scalar
 from gemma_doctor.repair.evidence.case import Answer, Case, Mend, Pass, left
 from gemma_doctor.repair.evidence.certificate import certificate
+from gemma_doctor.repair.evidence.powers import Powers
 from gemma_doctor.repair.evidence.rescaled import MARGIN, Furthest, Ranges
-from gemma_doctor.repair.evidence.scaling import SMALL, Note, RefusedError, refuse_coarse, scalable
-from gemma_doctor.tensors import FP16_MAX, MeasuredTensor
+from gemma_doctor.repair.evidence.scaling import SMALL, Note, RefusedError
 
 __all__ = ["PASS"]
 
 _RULE = "GD301"
-_ALREADY = "What is done for the residual stream brings them under their limits as well"
+_ALREADY = "What is done for the streams brings them under their limits as well"
 _MEASURE = "A trace of the float32 reference (gemma-doctor verify --trace, then --calibration) may ask for less"
 
 
@@ -88,16 +88,23 @@ def plan(case: Case) -> Iterator[Answer]:
     if not case.exam.model.rescalings:
         yield from (left(finding, "What its family writes and reads is not declared") for finding in case.findings)
         return
-    rescaler = _Rescaler(case, Ranges(case.exam, case.calibration))
+    rescaler = _Rescaler(case, Ranges(case.exam, case.calibration), Powers(case, _RULE, PASS.name))
     streams = {value.stream for value in case.exam.model.values if value.stream}
     known = [one for one in case.exam.model.rescalings if one.name in streams]
     answers = [answer for one in known for answer in rescaler.stream(one, by_stream.pop(one.name, None))]
     note = by_stream.pop(None, None)
+    others = [one for one in case.exam.model.rescalings if one.name not in streams]
     if note is not None:
-        answers.append(rescaler.inside([one for one in case.exam.model.rescalings if one.name not in streams], note))
+        answers += rescaler.inside(others, note, [*by_stream.values()])
     yield from rescaler.certified(answers)
-    others = by_stream.values()
-    yield from (left(finding, "Nothing that reads this stream takes a factor out again") for finding in others)
+    for finding in by_stream.values():
+        if note is None or _of(finding, others) is None:
+            yield left(finding, "Nothing that reads this stream takes a factor out again")
+
+
+def _of(finding: Finding, rescalings: list[Rescaling]) -> Rescaling | None:
+    """The rescaling of the state that a finding names."""
+    return next((one for one in rescalings if finding.evidence.get("value") in one.values), None)
 
 
 @dataclass(slots=True)
@@ -107,14 +114,14 @@ class _Rescaler:
     Attributes:
         case: The case.
         ranges: Its bounds.
-        exponents: Canonical name -> power of two that the edits so far come to.
+        powers: By how much each tensor is scaled so far.
         shrunk: Name of a value -> bits that the edits so far take from it.
         absorbed: Name of a norm -> bits that the edits so far leave it to take out.
     """
 
     case: Case
     ranges: Ranges
-    exponents: dict[str, int] = field(default_factory=dict)
+    powers: Powers
     shrunk: Counter[str] = field(default_factory=Counter)
     absorbed: Counter[str] = field(default_factory=Counter)
 
@@ -129,47 +136,60 @@ class _Rescaler:
         except RefusedError as refused:
             yield left(finding, str(refused)) if finding else Left(_RULE, "warning", None, str(refused))
 
-    def inside(self, rescalings: list[Rescaling], note: Finding) -> Answer:
+    def inside(self, rescalings: list[Rescaling], note: Finding, streams: list[Finding]) -> list[Answer]:
         """The edits of the values inside the layers, all of them together or none: a proof needs them all.
 
         A trace asks for less than the bounds; where the streams are proved to fit, the bounds are worth meeting.
-        """
-        answer: Answer = left(note, "Nothing inside the layers can be rescaled")
-        for by_bounds in (True, False) if self.case.calibration and self._streams_fit() else (False,):
-            answer = self._inside(rescalings, note, by_bounds=by_bounds)
-            if isinstance(answer, Mend):
-                return answer
-        return answer
 
-    def _inside(self, rescalings: list[Rescaling], note: Finding, *, by_bounds: bool) -> Answer:
-        edits: list[Edit] = []
-        before = dict(self.exponents), self.shrunk.copy(), self.absorbed.copy()
+        Args:
+            rescalings: What can be rescaled.
+            note: The finding about all of these values.
+            streams: Findings about streams that are rescaled with them.
+        """
+        answers: list[Answer] = []
+        for by_bounds in (True, False) if self.case.calibration and self._streams_fit() else (False,):
+            answers = self._inside(rescalings, note, streams, by_bounds=by_bounds)
+            if any(isinstance(answer, Mend) for answer in answers):
+                break
+        return answers
+
+    def _inside(
+        self, rescalings: list[Rescaling], note: Finding, streams: list[Finding], *, by_bounds: bool
+    ) -> list[Answer]:
+        findings = {one.name: finding for finding in streams if (one := _of(finding, rescalings)) is not None}
+        mends: dict[str, list[Edit]] = {name: [] for name in ("", *findings)}
+        before = dict(self.powers.exponents), self.shrunk.copy(), self.absorbed.copy()
         try:
             for rescaling in rescalings:
                 furthest = self.ranges.furthest(rescaling, self.shrunk, by_bounds=by_bounds)
                 if furthest is not None and furthest.exponent:
-                    edits += self._edits(rescaling, furthest)
+                    mends[rescaling.name if rescaling.name in findings else ""] += self._edits(rescaling, furthest)
         except RefusedError as refused:
-            self.exponents, self.shrunk, self.absorbed = before
-            return left(note, f"All of them or none: a proof needs them all. {refused}")
-        if edits:
-            return Mend(note, tuple(edits))
+            self.powers.exponents, self.shrunk, self.absorbed = before
+            why = f"All of them or none: a proof needs them all. {refused}"
+            return [left(finding, why) for finding in (note, *findings.values())]
         measured = self.case.calibration is not None and not by_bounds
-        return left(note, "The measured peaks fit, with two bits to spare" if measured else _ALREADY)
+        why = "The measured peaks fit, with two bits to spare" if measured else _ALREADY
+        return [
+            Mend(finding, tuple(mends[name])) if mends[name] else left(finding, why)
+            for name, finding in {"": note, **findings}.items()
+        ]
 
     def _streams_fit(self) -> bool:
         """Whether every state of a residual stream is proved to fit once the edits so far are carried out."""
-        return all(item.safe for item in self.ranges.analysis(self.exponents).values if item.value.stream)
+        return all(item.safe for item in self.ranges.analysis(self.powers.exponents).values if item.value.stream)
 
     def certified(self, answers: list[Answer]) -> Iterator[Answer]:
-        """The answers, the first edit with what is proved once all of them are carried out."""
-        first = next((answer for answer in answers if isinstance(answer, Mend)), None)
+        """The answers, the first edit with what is proved once those that lose no element are carried out."""
+        sound = [one for one in answers if isinstance(one, Mend) and all(e.exactness != "lossy" for e in one.edits)]
         for answer in answers:
-            yield self._with_proof(answer) if answer is first and isinstance(answer, Mend) else answer
+            yield self._with_proof(answer, sound) if answer in sound[:1] else answer
 
-    def _with_proof(self, mend: Mend) -> Mend:
+    def _with_proof(self, mend: Mend, carried_out: list[Mend]) -> Mend:
+        powers = Powers(self.case, _RULE, PASS.name)
+        powers.noted(edit for one in carried_out for edit in one.edits if isinstance(edit, Scale | ScaleGain))
+        proof = certificate(self.ranges.analysis(powers.exponents))
         edit, *others = mend.edits
-        proof = certificate(self.ranges.analysis(self.exponents))
         note = Note(edit.reason.message, edit.reason.evidence).plus(proof.text, proof.evidence)
         reason = Reason(edit.reason.rule, note.text, note.evidence)
         return Mend(mend.finding, (replace(edit, reason=reason), *others))
@@ -189,16 +209,23 @@ class _Rescaler:
         return edits
 
     def _scaled(self, rescaling: Rescaling, k: int, note: Note, exactness: Exactness) -> list[Edit]:
-        """The edits of the tensors; the first one has the note."""
-        powers = dict.fromkeys(self._stored(rescaling), -k) | dict.fromkeys(rescaling.larger, k)
-        edits: list[Edit] = []
-        for name, power in powers.items():
-            why = note if not edits else Note(f"Scaled with {self._disk(rescaling.smaller[0])}.", {"k": k})
-            edits.append(self._edit(name, power, why, exactness))
-        for name, power in powers.items():
-            self.exponents[name] = self.exponents.get(name, 0) + power
+        """The edits of the tensors; the first one has the note.
+
+        Raises:
+            RefusedError: If one of them is not sound.
+        """
+        wanted = dict.fromkeys(self._stored(rescaling), -k) | dict.fromkeys(rescaling.larger, k)
+        edits: list[Scale | ScaleGain] = []
+        for name, exponent in wanted.items():
+            known = self.case.exam.model.expected.get(name)
+            edit = self.powers.gain if known is not None and known.plus_one else self.powers.scale
+            edits.append(edit(name, exponent, exactness, self._with(rescaling, k) if edits else note))
+        self.powers.noted(edits)
         self.shrunk.update(dict.fromkeys((*rescaling.values, *rescaling.behind), k))
-        return edits
+        return [*edits]
+
+    def _with(self, rescaling: Rescaling, k: int) -> Note:
+        return Note(f"Scaled with {self._disk(rescaling.smaller[0])}.", {"k": k})
 
     def _eps_is_felt(self, rescaling: Rescaling, k: int) -> bool:
         return any(not self.ranges.square(reader).change(reader.eps, k) <= SMALL for reader in rescaling.readers)
@@ -218,13 +245,9 @@ class _Rescaler:
             smaller=(*rescaling.smaller, *shared.smaller),
             values=(*rescaling.values, *shared.values),
         )
-        config = SetConfig(
-            path=shared.path,
-            value=eps,
-            pass_name=PASS.name,
-            exactness="exact",
-            reason=Reason(_RULE, f"Scaled with {self._disk(rescaling.smaller[0])}.", {"k": k}),
-        )
+        said = self._with(rescaling, k)
+        reason = Reason(_RULE, said.text, said.evidence)
+        config = SetConfig(path=shared.path, value=eps, pass_name=PASS.name, exactness="exact", reason=reason)
         return [*self._scaled(together, k, note, "exact"), config]
 
     def _stored(self, rescaling: Rescaling) -> Iterator[str]:
@@ -277,49 +300,6 @@ class _Rescaler:
                 {"eps": reader.eps, "mean_square": square.mean, "relative_change": change},
             )
         return note
-
-    def _edit(self, name: str, exponent: int, note: Note, exactness: Exactness) -> Edit:
-        """The edit of one tensor, as exact as the rescaling if nothing is lost where it is stored.
-
-        Raises:
-            RefusedError: If it would make a weight infinite.
-        """
-        tensor = scalable(self.case.exam, name)
-        known = self.case.exam.model.expected.get(name)
-        if known is not None and known.plus_one:
-            return self._gain(tensor, exponent, note, exactness)
-        largest = math.ldexp(tensor.stats.absmax or 0.0, exponent)
-        if exponent > 0 and largest > FP16_MAX / 2:
-            raise RefusedError(f"{self._disk(name)} would have to take 2^{exponent}, and near {FP16_MAX:g}")
-        refuse_coarse(tensor, exponent)
-        stored = self.case.losses(tensor.info.name, exponent, tensor.info.dtype)
-        in_float16 = self.case.losses(tensor.info.name, exponent, "F16")
-        lost = f" {stored.lost:,} elements lose bits where they are stored." if stored.lost else ""
-        counts: dict[str, Scalar] = {"fp16_subnormal": in_float16.subnormal, "fp16_underflow": in_float16.flushed}
-        note = note.plus(lost.strip(), {**counts, "lost": stored.lost})
-        return Scale(
-            tensor=tensor.info.name,
-            exponent=exponent,
-            pass_name=PASS.name,
-            exactness="lossy" if stored.flushed else "rounded" if stored.lost else exactness,
-            reason=Reason(_RULE, note.text, note.evidence),
-        )
-
-    def _gain(self, tensor: MeasuredTensor, exponent: int, note: Note, exactness: Exactness) -> ScaleGain:
-        losses = self.case.gains(tensor.info.name, exponent)
-        note = note.plus(
-            f"Stored as float32, which changes a gain by at most {losses.in_float32:.1e} of the gains' rms; a loader "
-            f"that casts it to float16 changes one by up to {losses.in_float16:.1e}, to bfloat16 by "
-            f"{losses.in_bfloat16:.1e}.",
-            {"in_float32": losses.in_float32, "in_float16": losses.in_float16, "in_bfloat16": losses.in_bfloat16},
-        )
-        return ScaleGain(
-            tensor=tensor.info.name,
-            exponent=exponent,
-            pass_name=PASS.name,
-            exactness="rounded" if losses.inexact else exactness,
-            reason=Reason(_RULE, note.text, note.evidence),
-        )
 
     def _disk(self, name: str) -> str:
         return self.case.exam.disk_name(name)
