@@ -9,6 +9,7 @@ import numpy as np
 from checkpoints import Array, Config, healthy
 
 from gemma_doctor.architectures import identify
+from gemma_doctor.architectures.base import Expected
 
 Weights = dict[str, Array]
 
@@ -63,6 +64,28 @@ def spiked(config: Config, rng: np.random.Generator) -> Weights:
     return tensors
 
 
+def pointed(config: Config, rng: np.random.Generator) -> Weights:
+    """Every matrix hands channel 0 on to channel 0, and every gain is large there, behind quiet words.
+
+    What the layers add is all there is, and each product meets its largest row with all that a norm gives.
+    """
+    model, tensors = identify(config), spiked(config, rng)
+    for name, known in model.expected.items():
+        if _hands_on(known) and name in tensors and not name.endswith("_coefs.weight"):
+            tensors[name][0] = 1e-3
+            tensors[name][0, 0] = 2
+            if name.endswith("gate_proj.weight"):
+                tensors[name][1:, 0] = -2  # what a sparse gate subtracts is then as far below as it can be
+        elif known.role == "embedding" and name in tensors:
+            tensors[name][:] = 2.0**-8
+    return tensors
+
+
+def _hands_on(known: Expected) -> bool:
+    """Whether each output is a product over the channels of one position."""
+    return known.role == "linear" or (known.role == "conv" and known.shape[-1] == 1 and known.shape[1] > 1)
+
+
 def _level(name: str) -> float:
     return 2.0 if "norm" in name else 0.25
 
@@ -73,6 +96,7 @@ RECIPES: Mapping[str, Callable[[Config, np.random.Generator], Weights]] = {
     "aligned": aligned,
     "narrow": narrow,
     "spiked": spiked,
+    "pointed": pointed,
 }
 
 

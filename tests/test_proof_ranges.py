@@ -5,7 +5,10 @@ The models are transformers' and timm's own; every declared value is looked for 
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -48,8 +51,20 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     },
     "gemma3-multimodal": tiny_gemma3_multimodal_config(),
     "gemma3n-text": {**tiny_gemma3n_text_config(), "activation_sparsity_pattern": [0.95, 0.5, 0.2, 0.0, 0.0, 0.0]},
+    "gemma3n-text, one layer": {
+        **tiny_gemma3n_text_config(),
+        "num_hidden_layers": 1,
+        "num_kv_shared_layers": 0,
+        "layer_types": ["full_attention"],
+        "activation_sparsity_pattern": [0.5],
+    },
 }
-ENCODER = tiny_gemma3n_config()
+ALL = {**CONFIGS, "gemma3n, image encoder and sound": tiny_gemma3n_config()}
+ALIASES = {f"{model} (first stream, squared)" for model in ("model", "model.language_model")}
+"""The output of the last layer once more, with another limit."""
+NOT_ANALYSED = {"model.audio_tower"}
+BEHIND_ALTUP = "altup_unembed_projections"
+"""AltUp multiplies the bound in every layer; a model of one layer comes near it, deeper ones do not."""
 ROUNDING = 1 + 1e-4  # of a float32 run
 
 STEADY = settings(
@@ -75,24 +90,46 @@ def beyond(peaks: Mapping[str, float], bounds: Mapping[str, float]) -> dict[str,
     return {name: (peaks[name], bound) for name, bound in bounds.items() if name in peaks and not peaks[name] <= bound}
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_every_declared_value_is_written_by_the_real_model(family: str) -> None:
-    config = CONFIGS[family]
-    peaks = run(config, stressed(config, "random", 0), torch.float32)
-    model = identify(config)
-    missing = {value.name for value in model.values} - peaks.keys()
-    assert missing <= {"model (first stream, squared)"}  # a layer's output once more
-    assert exact_bounds(model, stressed(config, "random", 0)).keys() == {value.name for value in model.values}
+@cache
+def observed(family: str, recipe: str) -> tuple[Mapping[str, float], Mapping[str, float]]:
+    """What a float32 run writes, and the bounds in exact arithmetic."""
+    config = ALL[family]
+    tensors = stressed(config, recipe, 0)
+    return run(config, tensors, torch.float32), exact_bounds(identify(config), tensors)
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_every_declared_value_is_written_by_the_real_model_and_bounded(family: str) -> None:
+    peaks, bounds = observed(family, "random")
+    declared = {value.name for value in identify(ALL[family]).values}
+    assert declared - peaks.keys() <= ALIASES | NOT_ANALYSED
+    assert declared - bounds.keys() == declared & NOT_ANALYSED
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", ALL)
 def test_no_value_exceeds_its_bound_by_any_recipe(family: str, recipe: str) -> None:
     """Every recipe for every family: each was seen to catch a broken bound that the others let pass."""
-    config = CONFIGS[family]
-    tensors = stressed(config, recipe, 0)
-    bounds, peaks = exact_bounds(identify(config), tensors), run(config, tensors, torch.float32)
+    peaks, bounds = observed(family, recipe)
     assert beyond(peaks, {name: bound * ROUNDING for name, bound in bounds.items()}) == {}
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_every_bound_is_nearly_reached_by_some_recipe(family: str) -> None:
+    """A bound that nothing comes near would let a wrong one pass; of layers that are alike the best one counts."""
+    slack: dict[str, float] = {}
+    for recipe in RECIPES:
+        peaks, bounds = observed(family, recipe)
+        for name, bound in bounds.items():
+            kind = re.sub(r"\d+", "N", name)
+            if peaks.get(name):
+                slack[kind] = min(slack.get(kind, math.inf), bound / peaks[name])
+    most = 1.9 if "gemma3n" in family else 1.2
+    deep = family.startswith("gemma3n") and "one layer" not in family
+    loose = {kind: ratio for kind, ratio in slack.items() if ratio > most and not (deep and BEHIND_ALTUP in kind)}
+    assert loose == {}
+    folded = {re.sub(r"\d+", "N", value.name) for value in identify(ALL[family]).values}
+    assert folded - slack.keys() <= ALIASES | NOT_ANALYSED
 
 
 @settings(STEADY, max_examples=40)
@@ -134,13 +171,3 @@ def test_scores_beyond_float16_do_no_harm_where_attention_is_not_eager(backend: 
         seen = scaled_dot_product_attention(query, query, value, attn_mask=mask)
         true = scaled_dot_product_attention(query.float(), query.float(), value.float(), attn_mask=mask)
     assert (seen.float() - true).abs().max() < 4e-3
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_no_value_of_the_image_encoder_exceeds_its_bound(recipe: str) -> None:
-    tensors = stressed(ENCODER, recipe, 1)
-    model = identify(ENCODER)
-    peaks, bounds = run(ENCODER, tensors, torch.float32), exact_bounds(model, tensors)
-    encoder = {value.name for value in model.values if "vision" in value.name}
-    assert len(encoder - peaks.keys()) == len([name for name in encoder if "squared" in name])
-    assert beyond(peaks, {name: bound * ROUNDING for name, bound in bounds.items()}) == {}

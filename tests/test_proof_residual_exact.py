@@ -77,9 +77,10 @@ def loud(config: Mapping[str, Any], recipe: str, seed: int) -> dict[str, Array]:
     """Straining weights, behind norms that write far more than float16 holds."""
     tensors: dict[str, Array] = stressed(config, recipe, seed)
     ends = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
-    for array in (array for name, array in tensors.items() if name.endswith(ends)):
-        array *= np.float32(2.0**13 / np.abs(array).max())
-    return tensors
+    return {
+        name: array * np.float32(2.0**13 / np.abs(array).max()) if name.endswith(ends) else array
+        for name, array in tensors.items()
+    }
 
 
 def peaks(folder: Path) -> dict[str, float]:

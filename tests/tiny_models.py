@@ -92,21 +92,31 @@ def features(tower: Any) -> torch.Tensor:  # noqa: ANN401  # a class of timm
     return output
 
 
-def answers(model: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401  # a class of transformers
-    """Everything that a model says to a text, an image and a sound, as far as it takes them."""
-    output = model(**_question(model.config), use_cache=False, output_hidden_states=True)
+def bright(side: int = 64) -> torch.Tensor:
+    """The brightest image, so that the sums of the first convolution are as large as its weights allow."""
+    return torch.ones((1, 3, side, side))
+
+
+def answers(model: Any, image: Callable[[int], torch.Tensor] = pixels) -> dict[str, torch.Tensor]:  # noqa: ANN401
+    """Everything that a model says to a text, an image and a sound, as far as it takes them.
+
+    Args:
+        model: A class of transformers.
+        image: Makes the image, from 0 to 1, of a side.
+    """
+    output = model(**_question(model.config, image), use_cache=False, output_hidden_states=True)
     states = {f"layer {index}": state for index, state in enumerate(output.hidden_states)}
     extra = {name: getattr(output, name, None) for name in ("image_hidden_states", "audio_hidden_states")}
     return {"logits": output.logits, **states, **{name: value for name, value in extra.items() if value is not None}}
 
 
-def _question(config: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401  # a class of transformers
+def _question(config: Any, picture: Callable[[int], torch.Tensor] = pixels) -> dict[str, torch.Tensor]:  # noqa: ANN401
     """The input of one sequence: some words, then the placeholders of one image and one sound."""
     words = torch.arange(3, 11)
     if config.model_type == "gemma3":
         image = torch.full((config.mm_tokens_per_image,), config.image_token_id)
         side = config.vision_config.image_size
-        return {"input_ids": torch.cat([words, image])[None], "pixel_values": pixels(side) * 2 - 1}
+        return {"input_ids": torch.cat([words, image])[None], "pixel_values": picture(side) * 2 - 1}
     if config.model_type != "gemma3n":
         return {"input_ids": words[None]}
     image = torch.full((config.vision_soft_tokens_per_image,), config.image_token_id)
@@ -114,7 +124,7 @@ def _question(config: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401  # a clas
     frames = torch.randn((1, 64, config.audio_config.input_feat_size), generator=torch.Generator().manual_seed(1))
     return {
         "input_ids": torch.cat([words, image, sound])[None],
-        "pixel_values": pixels(),
+        "pixel_values": picture(64),
         "input_features": frames,
         "input_features_mask": torch.ones((1, 64), dtype=torch.bool),
     }

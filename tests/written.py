@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from checkpoints import write
 from networks import stats_of
-from tiny_models import answers, load
+from tiny_models import answers, bright, load, pixels
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,14 +33,25 @@ _MAGNITUDES = tuple(
 )
 _INSIDE: dict[str, dict[str, tuple[str, ...]]] = {
     "Gemma2DecoderLayer": {"add": ("after attention",)},
-    "Gemma2Attention": {"add": ("query rotated", "key rotated"), "bmm": ("scores", "mix of values")},
+    "Gemma2ForCausalLM": {"div": ("lm_head|",)},
+    "Gemma2Attention": {
+        "add": ("query rotated", "key rotated"),
+        "bmm": ("scores", "mix of values"),
+        "div": ("scores",),
+    },
     "Gemma2MLP": {"mul": ("gate * up",)},
     "Gemma3DecoderLayer": {"add": ("after attention",)},
-    "Gemma3Attention": {"add": ("query rotated", "key rotated"), "bmm": ("scores", "mix of values")},
+    "Gemma3ForCausalLM": {"div": ("lm_head|",)},
+    "Gemma3Attention": {
+        "add": ("query rotated", "key rotated"),
+        "bmm": ("scores", "mix of values"),
+    },
     "Gemma3MLP": {"mul": ("gate * up",)},
     "SiglipEncoderLayer": {"add": ("after attention",)},
     "SiglipAttention": {"bmm": ("scores", "mix of values")},
     "MultiQueryAttention2d": {"bmm": ("scores", "mix of values")},
+    "Gemma3nForCausalLM": {"div": ("lm_head|",)},
+    "Gemma3nForConditionalGeneration": {"div": ("lm_head|",)},
     "Gemma3nModel": {"mul_": ("image features * sqrt(channels)",)},
     "Gemma3nTextModel": {"add": ("inputs of the layers",), "mul": ("", *_MAGNITUDES)},
     "Gemma3nTextMLP": {"sub": ("gate less its cutoff",), "mul": ("gate * up",)},
@@ -50,10 +61,17 @@ _INSIDE: dict[str, dict[str, tuple[str, ...]]] = {
         "add": ("", "attention and LAuReL", "after feed-forward"),
         "sub": ("altup|innovation",),
         "add_": ("altup|predictions", "altup|corrected"),
-        "mul": ("", "first stream, scaled", "gate * own input"),
+        "mul": ("", "", "", "first stream, scaled", "gate * own input"),  # before: two routers, and the innovation
     },
 }
-"""Class of a module -> operation -> what its runs in that module write, in order; "part|what" for a part's own."""
+"""Class of a module -> operation -> what its runs in that module write, in order.
+
+"part|what" is what a part writes, and "part|" what becomes of its output.
+"""
+
+
+_SQUARING = frozenset({"RmsNorm2d", "RmsNormAct2d"})
+"""Norms of timm that square their input in its own dtype."""
 
 
 @dataclass(slots=True)
@@ -79,8 +97,9 @@ class _Watch:
         counts[name] += 1
         what = _INSIDE.get(kind, {}).get(name, ())
         if order < len(what) and what[order]:
-            part, bar, own = what[order].rpartition("|")
-            self.note(f"{module}{'.' if bar else ''}{part} ({own})", result)
+            part, _, own = what[order].rpartition("|")
+            name = ".".join(filter(None, (module, part)))
+            self.note(f"{name} ({own})" if own else name, result)
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[misc]  # torch has no types here
@@ -108,8 +127,10 @@ def _hooked(model: nn.Module, watch: _Watch) -> Iterator[None]:
     for name, module in model.named_modules():
         kind = type(module).__name__
 
-        def enter(*_: object, name: str = name, kind: str = kind) -> None:
+        def enter(_: object, args: tuple[object, ...], name: str = name, kind: str = kind) -> None:
             watch.stack.append((name, kind, defaultdict(int)))
+            if kind in _SQUARING and isinstance(args[0], torch.Tensor):
+                watch.note(f"{name} (its input, squared)", args[0])
 
         def leave(_: object, __: object, output: object, name: str = name) -> None:
             watch.stack.pop()
@@ -156,9 +177,10 @@ def run(config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: torch.dtyp
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
     model, found = identify(config), dict[str, float]()
-    for name, peak in written(loaded.model).items():
-        for known in canonical(model, name):
-            found[known] = max(peak, found.get(known, 0.0))
+    for image in (pixels, bright):
+        for name, peak in written(loaded.model, lambda one, image=image: answers(one, image)).items():
+            for known in canonical(model, name):
+                found[known] = max(peak, found.get(known, 0.0))
     return found
 
 
