@@ -150,10 +150,18 @@ def test_what_is_proved_is_said() -> None:
     proved = to_markdown(replace(report(), proof=Proof(1200, 1100, ())))
     assert "\nProved safe: 1,100 of 1,200 values of a float16 run, whatever the input.\n" in proved
     certified = to_markdown(replace(report(), proof=Proof(9, 9, ())))
-    assert "whatever the input; so it cannot overflow in the forward pass.\n" in certified
+    assert "9 of 9 values of a float16 run: it cannot overflow in the forward pass, whatever the input.\n" in certified
     fused = to_markdown(replace(report(), proof=Proof(9, 9, (), 4, 3)))
-    assert "in the forward pass; with eager attention also 3 of 4 attention scores.\n" in fused
+    assert "whatever the input; eager attention is not covered: of its 4 attention scores, 3 fit.\n" in fused
     assert to_markdown(replace(report(), proof=Proof(9, 9, (), 4, 4))) == certified
+    eager = to_markdown(replace(report(), proof=Proof(9, 8, (), 4, 3)))
+    assert "whatever the input; with eager attention also 3 of 4 attention scores.\n" in eager
+
+
+def test_a_certificate_says_what_it_takes_for_granted() -> None:
+    certified = to_markdown(replace(report(), proof=Proof(9, 9, ("gains stay", "no dropout"))))
+    assert "whatever the input.\nAssumed: gains stay; no dropout.\n" in certified
+    assert "Assumed" not in to_markdown(replace(report(), proof=Proof(9, 8, ("gains stay",))))
 
 
 def test_commands_come_last() -> None:

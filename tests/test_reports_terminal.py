@@ -14,7 +14,7 @@ from rich.console import Console
 from sample_reports import PUBLISHED, TOWER, finding, report, tensor
 from sample_verifications import FAILURE, VERIFICATION, activation, verified
 
-from gemma_doctor.records import Coverage, Report, Skipped, Suppressed
+from gemma_doctor.records import Coverage, Proof, Report, Skipped, Suppressed
 from gemma_doctor.reports.sheet import console_for, rendered
 from gemma_doctor.reports.terminal import render, render_brief
 from gemma_doctor.reports.wording import counted, parameters, size, verdict
@@ -193,6 +193,13 @@ def test_coverage_what_was_left_out_and_what_was_set_aside_are_shown() -> None:
     assert "\nNot measured: 2 tensors, unknown dtype F3\n  m.layers.{0,1}.w (2)\n" in text
     assert "\nSet aside: 1 finding, by allow in gemma-doctor.toml beside the checkpoint.\n" in text
     assert "\nRemark: 1 baseline entry in known.json no longer found: GD102 z; renew it\n" in text
+
+
+def test_a_certificate_says_what_it_takes_for_granted() -> None:
+    text = piped(replace(report(), proof=Proof(40, 40, ("gains stay", "no dropout"))))
+    assert "Proved safe: 40 of 40 values of a float16 run: it cannot overflow in the forward pass, whatever the" in text
+    assert "\nAssumed: gains stay; no dropout.\n" in text
+    assert "Assumed" not in piped(replace(report(), proof=Proof(40, 39, ("gains stay",))))
 
 
 def test_the_next_commands_can_be_copied() -> None:

@@ -184,10 +184,17 @@ def run(config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: torch.dtyp
     return found
 
 
-def exact_bounds(model: Model, tensors: Mapping[str, Any]) -> dict[str, float]:
-    """What is proved in exact arithmetic, by name."""
+def exact_bounds(model: Model, tensors: Mapping[str, Any], *, by_channel: bool = True) -> dict[str, float]:
+    """What is proved in exact arithmetic, by name.
+
+    Args:
+        model: The declared model.
+        tensors: Its weights.
+        by_channel: Whether vectors are known element by element; else only their extremes are.
+    """
     doubles = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
-    elements = {name: array("d", values.tobytes()) for name, values in doubles.items() if values.ndim == 1}
+    vectors = {name: values for name, values in doubles.items() if by_channel and values.ndim == 1}
+    elements = {name: array("d", values.tobytes()) for name, values in vectors.items()}
     prover = Prover({name: stats_of(values) for name, values in doubles.items()}, "exact", elements)
     proofs = {value.name: prover.bound(value.source) for value in model.values}
     return {name: proof.peak for name, proof in proofs.items() if isinstance(proof, Bound)}

@@ -20,6 +20,7 @@ __all__ = ["ASSUMPTIONS", "BoundedValue", "RangeAnalysis", "Writer", "analyse", 
 
 ASSUMPTIONS = (
     "the model is what its config declares, run by transformers 5.23 and timm 1.0.31 in float16, without dropout",
+    "the eps of every norm is the config's (or timm's 1e-6), and not negative",
     "matrix products and means add up in float32, over at most 65,536 terms, as they do on CUDA and on CPUs",
     "attention is scaled_dot_product_attention, the default, of torch 2.5 or later, or flash: scores stay in float32",
     "attention goes over at most 131,072 positions, and every query may attend to some key",

@@ -17,7 +17,7 @@ from gemma_doctor.reports.digest import Entry, digest, groups
 from gemma_doctor.reports.markdown_text import cell, code, markup, prose
 from gemma_doctor.reports.markdown_verification import verification_lines
 from gemma_doctor.reports.names import clipped, fold
-from gemma_doctor.reports.wording import counted, listed, measured, proved, state, verdict
+from gemma_doctor.reports.wording import assumed, counted, listed, measured, proved, state, verdict
 
 __all__ = ["left_lines", "names", "to_markdown"]
 
@@ -154,6 +154,8 @@ def _coverage(report: Report) -> Iterator[str]:
     yield prose(measured(report))
     if report.proof is not None:
         yield f"\nProved safe: {proved(report.proof)}."
+        if assumed(report.proof):
+            yield f"Assumed: {prose(assumed(report.proof), 2000)}."
     yield from _listed(_not_measured(report))
     yield from _listed(_set_aside(report))
     yield from _listed(f"Remark: {prose(remark, 300)}" for remark in report.remarks)

@@ -16,7 +16,7 @@ from gemma_doctor.reports.digest import digest, groups
 from gemma_doctor.reports.entries import write_commands, write_entries, write_names
 from gemma_doctor.reports.runs import write_runs
 from gemma_doctor.reports.sheet import SEVERITY_STYLES, Sheet
-from gemma_doctor.reports.wording import counted, measured, proved, state, verdict
+from gemma_doctor.reports.wording import assumed, counted, measured, proved, state, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,6 +99,8 @@ def _proof(proof: Proof | None, sheet: Sheet) -> None:
     if proof is None:
         return
     sheet.paragraph(("Proved safe: ", "bold"), f"{proved(proof)} (gemma-doctor rule GD301 says how).", hang=2)
+    if assumed(proof):
+        sheet.paragraph(("Assumed: ", "bold"), f"{assumed(proof)}.", hang=2)
 
 
 def _skipped(skipped: Sequence[Skipped], noun: str, sheet: Sheet) -> None:

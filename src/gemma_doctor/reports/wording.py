@@ -8,7 +8,7 @@ from gemma_doctor.choices import SEVERITIES
 from gemma_doctor.records import Proof, Report
 from gemma_doctor.verifications import Verification
 
-__all__ = ["counted", "listed", "measured", "parameters", "proved", "size", "state", "verdict"]
+__all__ = ["assumed", "counted", "listed", "measured", "parameters", "proved", "size", "state", "verdict"]
 
 _BILLION, _MILLION = 10**9, 10**6
 _THROUGH = "no operation overflowed"
@@ -69,11 +69,18 @@ def measured(report: Report) -> str:
 
 def proved(proof: Proof) -> str:
     """How much of a float16 run is proved safe, in a sentence without its first words."""
-    certified = "; so it cannot overflow in the forward pass" if proof.certified else ""
-    eager = ""
-    if proof.scores_safe < proof.scores:
-        eager = f"; with eager attention also {proof.scores_safe:,} of {counted(proof.scores, 'attention score')}"
-    return f"{proof.safe:,} of {counted(proof.values, 'value')} of a float16 run, whatever the input{certified}{eager}"
+    share = f"{proof.safe:,} of {counted(proof.values, 'value')} of a float16 run"
+    open_scores, scores = proof.scores_safe < proof.scores, counted(proof.scores, "attention score")
+    if proof.certified:
+        eager = f"; eager attention is not covered: of its {scores}, {proof.scores_safe:,} fit" if open_scores else ""
+        return f"{share}: it cannot overflow in the forward pass, whatever the input{eager}"
+    eager = f"; with eager attention also {proof.scores_safe:,} of {scores}" if open_scores else ""
+    return f"{share}, whatever the input{eager}"
+
+
+def assumed(proof: Proof) -> str:
+    """What a certificate takes for granted, as the end of a sentence; empty where there is none."""
+    return "; ".join(proof.assumptions) if proof.certified else ""
 
 
 def state(report: Report) -> str:

@@ -36,11 +36,18 @@ limit (AltUp's, of which nothing is proved).
 
 Exact up to a norm's eps: with mean square m at a position before scaling, its output changes by a factor of at least
 1 - eps * 4^k / (2 m) and at most 1. Each edit states that number for the least m of the trace, or for a cautious
-estimate from the weights, which is not a bound; a change of more than 2^-9 is refused. Matrices are scaled exactly, or
-the edit says how many elements lose bits. **Gains that one is added to are stored in float32**, whatever they were
-stored in: w' = 2^-k (1 + w) - 1 lies near -1, where a narrower dtype is coarse. The plan says by how much the gains
-change where float32 rounds them, and by how much once a loader casts them to float16 or bfloat16, as
-`dtype=torch.float16` does.
+estimate from the weights, which is not a bound. A change of more than 2^-9 is not made:
+
+* of Gemma 2's and 3's stream, **the eps shrinks as well**, times 4^-k in `config.json`, and so does what the other
+  norms read that have the same eps: q_proj and k_proj (for q_norm and k_norm), o_proj and down_proj (for the norms
+  behind attention and feed-forward) times 2^-k. Then no norm gives anything else than before, and real models give the
+  same bits in float32 (tests/test_proof_residual_exact.py). The weights and the config belong together after that;
+* anything else is refused.
+
+Matrices are scaled exactly, or the edit says how many elements lose bits. **Gains that one is added to are stored in
+float32**, whatever they were stored in: w' = 2^-k (1 + w) - 1 lies near -1, where a narrower dtype is coarse. The plan
+says by how much the gains change where float32 rounds them, and by how much once a loader casts them to float16 or
+bfloat16, as `dtype=torch.float16` does.
 
 ## Example
 
@@ -55,7 +62,8 @@ final norm change, nothing else does, and nothing costs more at run time.
 * A layer norm divides by the variance, and a trace or an estimate gives the mean square: SigLIP's is too large where a
   position's mean is not near 0.
 * AltUp multiplies the bound in every layer: there k needs `--calibration`.
-* Embeddings times 2^-k can become subnormal in float16; the plan counts them.
+* Weights times 2^-k can become subnormal in float16, the embedding first; the plan counts them (`fp16_subnormal`).
+* An eps of the image encoder, or of Gemma 3n, does not shrink.
 * Norm statistics of the mended model differ from the published ones, and a LoRA trained on one does not fit the other.
 """
 
