@@ -38,11 +38,12 @@ the factor out again. Where every bound then fits, the model cannot overflow in 
 ## Limits
 
 **A bound says *may*, not *will***: it takes the worst of every term at once, and is 2 to 20 times above what models
-reach. `gemma-doctor verify` measures. Gemma 3n's AltUp multiplies the bound in every layer, so that after a few layers
-nothing is proved of its streams; they are not reported, and not counted as safe either. Gemma 3n's audio tower is not
-analysed. Gemma 2 runs eager attention, so its scores count among the values; nothing normalises its queries and keys,
-and as a rule they are not proved. Pre-norm decoders (Llama, Mistral, Qwen, Gemma 1) are not declared: what they add to
-their stream went through several matrices, whose bounds multiply; how loose that is has not been tried.
+reach (docs/bounds.md has a table). `gemma-doctor verify` measures. Gemma 3n's AltUp multiplies the bound in every
+layer, so that after a few layers nothing is proved of its streams; they are not reported, and not counted as safe
+either. Gemma 3n's audio tower is not analysed. Gemma 2 runs eager attention, so its scores count among the values;
+nothing normalises its queries and keys, and as a rule they are not proved. Pre-norm decoders (Llama, Mistral, Qwen,
+Gemma 1) are not declared: what they add to their stream went through several matrices, whose bounds multiply; how
+loose that is has not been tried.
 
 The bounds assume: the model of the config, as transformers 5.23 and timm 1.0.31 run it in float16, without
 dropout; sums of products in float32; scaled_dot_product_attention (the default; torch 2.5 or later) or flash attention,
