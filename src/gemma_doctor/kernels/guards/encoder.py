@@ -47,9 +47,15 @@ def _plan_encoder(site: Site, model: Any) -> None:  # noqa: ANN401  # a class of
 
 
 def _plan_norm(site: Site, norm: Any) -> None:  # noqa: ANN401
-    act = getattr(norm, "act", None)
-    gelu = act is not None and isinstance(norm.drop, nn.Identity) and _is_tanh_gelu(act)
-    site.replace(norm, run.rms_norm_2d, gelu, _NORM)
+    site.replace(norm, run.rms_norm_2d, _activation(norm), _NORM)
+
+
+def _activation(norm: Any) -> run.Activation:  # noqa: ANN401
+    act, drop = getattr(norm, "act", None), getattr(norm, "drop", None)
+    if isinstance(drop, nn.Identity | None) and isinstance(act, nn.Identity | None):
+        return run.Activation.NONE
+    alone = isinstance(drop, nn.Identity) and _is_tanh_gelu(act)
+    return run.Activation.GELU if alone else run.Activation.OTHER
 
 
 def _is_tanh_gelu(act: Any) -> bool:  # noqa: ANN401

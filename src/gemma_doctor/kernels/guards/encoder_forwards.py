@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+from functools import cache
 from threading import Lock
 from typing import Any, TypeAlias
 
@@ -16,7 +18,17 @@ from gemma_doctor.kernels.guards.norms import Form, rms_norm
 from gemma_doctor.kernels.guards.planning import result_dtype
 from gemma_doctor.kernels.guards.replacements import plan_of
 
-__all__ = ["Attention", "Pair", "Single", "conv_norm_act", "edge_residual", "mobile_attention", "rms_norm_2d", "stem"]
+__all__ = [
+    "Activation",
+    "Attention",
+    "Pair",
+    "Single",
+    "conv_norm_act",
+    "edge_residual",
+    "mobile_attention",
+    "rms_norm_2d",
+    "stem",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +56,14 @@ class Attention:
     projections: dict[str, Single]
 
 
+class Activation(Enum):
+    """What follows a norm, when it was guarded."""
+
+    NONE = "none"
+    GELU = "GELU by tanh, which the norm computes"
+    OTHER = "another, or dropout before it"
+
+
 _ATTENTIONS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """All but cuDNN's, which takes the host longer to start than the GPU to finish."""
 
@@ -58,13 +78,18 @@ def rms_norm_2d(self: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401  # 
 
 def _normalised(norm: Any, x: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:  # noqa: ANN401
     """The norm of x times factor, and the activation behind it."""
-    gelu = plan_of(norm)
+    activation: Activation = plan_of(norm)
     weight = norm.weight
-    y = rms_norm(x, weight, Form(norm.eps, 1, result_dtype(x, weight), gelu=gelu), factor)
-    if gelu or not hasattr(norm, "act"):
+    y = rms_norm(x, weight, _form(norm.eps, result_dtype(x, weight), activation is Activation.GELU), factor)
+    if activation is not Activation.OTHER:
         return y
     result: torch.Tensor = norm.act(norm.drop(y))
     return result
+
+
+@cache
+def _form(eps: float, out: torch.dtype, gelu: bool) -> Form:  # noqa: FBT001  # functools has no other way
+    return Form(eps, 1, out, gelu=gelu)
 
 
 def _together(pair: Pair, conv: nn.Module, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
