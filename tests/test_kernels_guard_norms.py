@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from guarded import Infinities
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_doctor.kernels.guards import norms, norms_fused, norms_torch
+from gemma_doctor.kernels.guards import norms, norms_fused, norms_tiles, norms_torch
 from gemma_doctor.kernels.guards.norms import Form, rms_norm
 from gemma_doctor.kernels.guards.norms_torch import Operands
 from gemma_doctor.kernels.guards.scaling import ROOM, exponents, power_of_two, row_bounds
@@ -184,13 +185,50 @@ def test_the_fused_kernels_equal_the_plain_ones(
 
 
 @interpreted
-@pytest.mark.parametrize("peak", [65504.0, 2.0**-24, math.nan, math.inf])
-def test_the_fused_kernels_at_the_ends_of_float16(peak: float) -> None:
-    x = maps(1.0)
+@pytest.mark.parametrize("peak", [65504.0, 300.0, 2.0**-24, math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("channels", "layout"),
+    [(24, torch.contiguous_format), (24, torch.channels_last), (272, torch.contiguous_format)],
+    ids=["maps", "rows", "shared"],
+)
+def test_the_fused_kernels_at_the_ends_of_float16(peak: float, channels: int, layout: torch.memory_format) -> None:
+    """Forward and backward: one channel there, and one whole position."""
+    x = maps(1.0, channels=channels)
     x[0, 5, 1, 1] = peak
-    form, operands = Form(1e-6, 1, torch.float16), Operands(x, None, None)
-    found, wanted = norms_fused.forward(operands, form)[0], norms_torch.forward(operands, form)[0]
-    torch.testing.assert_close(found, wanted, rtol=2.0**-10, atol=2.0**-24, equal_nan=True)
+    x[1, :, 2, 3] = peak
+    grad = maps(4.0, seed=2, channels=channels).to(memory_format=layout)
+    form = Form(1e-6, 1, torch.float16, gelu=True)
+    weight = torch.linspace(-2, 2, channels).half()
+    operands = Operands(x.to(memory_format=layout), weight, None)
+    (mine, inverse), (theirs, same) = norms_fused.forward(operands, form), norms_torch.forward(operands, form)
+    torch.testing.assert_close(mine, theirs, rtol=2.0**-10, atol=2.0**-20, equal_nan=True)
+    found = norms_fused.backward(grad, operands, inverse, form, frozen=False)
+    wanted = norms_torch.backward(grad, operands, same, form, frozen=False)
+    for gradient, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=2.0**-8, atol=2.0**-10, equal_nan=True)
+    if math.isfinite(peak):
+        close(mine, reference(operands.x, weight, form, None))
+
+
+@interpreted
+@pytest.mark.parametrize(("channels", "programs", "shares"), [(272, 36, 9), (272, 4, 1), (96, 6, 2), (33, 8, 2)])
+def test_however_the_channels_are_shared(channels: int, programs: int, shares: int) -> None:
+    """The last share may be smaller, and the last block of positions too."""
+    x, grad = (maps(10.0, seed, channels) for seed in (0, 1))
+    weight = torch.linspace(-2, 2, channels).half()
+    scale = 2.0 ** (torch.arange(channels) % 5).float()
+    form, operands = Form(1e-6, 1, torch.float16, gelu=True), Operands(x, weight, scale)
+    how = norms_tiles.Split(8, programs, 1)
+    plan = norms_tiles.split((2, channels, 15), how, how)
+    assert plan.shares == shares
+    with mock.patch.object(norms_fused, "plan", return_value=plan):
+        mine, inverse = norms_fused.forward(operands, form)
+        found = norms_fused.backward(grad, operands, inverse, form, frozen=False)
+    theirs, same = norms_torch.forward(operands, form)
+    wanted = norms_torch.backward(grad, operands, same, form, frozen=False)
+    torch.testing.assert_close(mine, theirs, rtol=2.0**-10, atol=1e-6)
+    for gradient, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=2.0**-8, atol=2.0**-10)
 
 
 def test_the_fused_kernels_refuse_what_they_cannot_read() -> None:

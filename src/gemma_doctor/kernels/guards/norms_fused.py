@@ -71,7 +71,13 @@ def _forward(  # noqa: PLR0913, PLR0917  # an operator's arguments are tensors a
     how = _checked(x, dim)
     y = torch.empty_like(x) if out is x.dtype else torch.empty_like(x, dtype=out)
     inverse = torch.empty(how.positions, dtype=torch.float32, device=x.device) if keep else None
-    how.forward.start((x, y, weight, scale, inverse), (float(eps), float(offset)), (gelu,))
+    numbers = (float(eps), float(offset))
+    if how.before is None:
+        how.forward.start((x, y, weight, scale, inverse), numbers, (gelu,))
+    else:
+        sums = _sums(how, x.device)
+        how.before[0].start((x, scale, sums))
+        how.forward.start((x, y, weight, scale, sums, inverse), numbers, (gelu,))
     return y, inverse
 
 
@@ -90,12 +96,22 @@ def _backward(  # noqa: PLR0913, PLR0917
     grad = torch.empty_like(x, dtype=grad.dtype).copy_(grad) if grad.stride() != x.stride() else grad
     dx, parts, dw = torch.empty_like(x), None, None
     if weight is not None and not frozen:
-        parts = torch.empty((how.backward.grid[0], how.channels), dtype=torch.float32, device=x.device)
-    how.backward.start((grad, x, dx, weight, parts, scale, inverse), (float(offset),), (gelu,))
+        parts = torch.empty((how.parts, how.channels), dtype=torch.float32, device=x.device)
+    if how.before is None:
+        how.backward.start((grad, x, dx, weight, parts, scale, inverse), (float(offset),), (gelu,))
+    else:
+        sums = _sums(how, x.device)
+        how.before[1].start((grad, x, weight, scale, inverse, sums, parts), (float(offset),), (gelu,))
+        how.backward.start((grad, x, dx, weight, scale, inverse, sums), (float(offset),), (gelu,))
     if weight is not None and parts is not None:
         dw = torch.empty_like(weight)
         how.adding.start((parts, dw))
     return dx, dw
+
+
+def _sums(how: Plan, device: torch.device) -> torch.Tensor:
+    """What each share of the channels adds up to, for each position."""
+    return torch.empty((how.shares, how.positions), dtype=torch.float32, device=device)
 
 
 def _checked(x: torch.Tensor, dim: int) -> Plan:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from gemma_doctor.kernels.guards import triton_norms
+from gemma_doctor.kernels.guards import triton_maps, triton_rows, triton_split
 from gemma_doctor.kernels.guards.launching import Launch
 
-__all__ = ["KERNELS", "Plan", "adding", "plan", "tiled", "tiles"]
+__all__ = ["KERNELS", "SPLIT_KERNELS", "Plan", "Split", "plan", "split", "tiled", "tiles", "whole"]
 
 _MOST_CHANNELS = 8192
 """A program holds all channels of a position: more would not fit the registers."""
@@ -32,6 +32,9 @@ _LANES = 32
 _WIDTHS = (64, 32, 16, 8)
 """Positions of a program over maps: the fewer, the more programs. A thread reads 8 of 16 bits at once."""
 
+_FEW = 256
+"""Channels of maps up to which a program holds all of them."""
+
 _MANY = 2048
 """Channels of a row from which on a program and its threads take more."""
 
@@ -45,7 +48,10 @@ class Plan:
         positions: How many there are, in all.
         forward: The kernel that normalises.
         backward: That of the gradients.
-        adding: The one that adds up the parts of the weight's gradient, one of each program of the last.
+        adding: The one that adds up the parts of the weight's gradient.
+        parts: How many of these there are.
+        shares: Into how many the channels are divided, if they are.
+        before: Then the kernels that add up squares, before the first, and products, before the second.
     """
 
     channels: int
@@ -53,6 +59,9 @@ class Plan:
     forward: Launch
     backward: Launch
     adding: Launch
+    parts: int
+    shares: int = 0
+    before: tuple[Launch, Launch] | None = None
 
 
 @cache
@@ -83,7 +92,7 @@ def _lies(shape: torch.Size, strides: tuple[int, ...], order: list[int]) -> bool
 def _over_rows(rows: int, channels: int) -> Plan:
     """Where channels come last."""
     forward, backward = (_rows_launch(rows, channels, backward=backward) for backward in (False, True))
-    return Plan(channels, rows, forward, backward, adding(backward))
+    return whole(channels, rows, forward, backward)
 
 
 def _rows_launch(rows: int, channels: int, *, backward: bool) -> Launch:
@@ -105,8 +114,10 @@ _STAGES = 2
 
 def _over_maps(items: int, channels: int, positions: int) -> Plan:
     """Where a channel lies after the other."""
+    if channels > _FEW:
+        return split((items, channels, positions), _SPLIT, _SPLIT)
     forward, backward = (_maps_launch(items, channels, positions, backward=backward) for backward in (False, True))
-    return Plan(channels, items * positions, forward, backward, adding(backward))
+    return whole(channels, items * positions, forward, backward)
 
 
 def _maps_launch(items: int, channels: int, positions: int, *, backward: bool) -> Launch:
@@ -142,20 +153,83 @@ def tiled(shape: tuple[int, ...], block: int, warps: int, stages: int = 0) -> La
     return Launch(KERNELS[maps, backward], several, (*tile, stages), warps, numbers)
 
 
-def adding(backward: Launch) -> Launch:
+def whole(channels: int, positions: int, forward: Launch, backward: Launch) -> Plan:
+    """A plan of programs that hold all channels."""
+    parts = backward.grid[0]
+    return Plan(channels, positions, forward, backward, _adding(parts, channels), parts)
+
+
+def _adding(parts: int, channels: int) -> Launch:
     """Some channels to a program, so that programs are many."""
-    parts, channels = backward.grid[0], backward.tile[0]
     block, width = 256, 16
-    return Launch(triton_norms.add_parts, (-(-channels // width), 1, 1), (block, width, 3), 8, (parts, channels))
+    return Launch(triton_rows.add_parts, (-(-channels // width), 1, 1), (block, width, 3), 8, (parts, channels))
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How programs share the channels.
+
+    Attributes:
+        block: Positions of a program.
+        programs: About how many there are to be.
+        stages: Steps of a program under way at a time.
+        step: Channels of each.
+        warps: Of a program.
+    """
+
+    block: int
+    programs: int
+    stages: int
+    step: int = 32
+    warps: int = 4
+
+
+_SPLIT = Split(64, 528, 3)
+
+
+def split(shape: tuple[int, int, int], forward: Split, backward: Split) -> Plan:
+    """A plan of programs that share the channels.
+
+    Args:
+        shape: The batch, channels and positions of maps.
+        forward: How the programs of the forward pass do.
+        backward: Those of the backward pass.
+    """
+    items, channels, positions = shape
+    squares, normalising = _shared(shape, forward, backward=False)
+    products, gradients = _shared(shape, backward, backward=True)
+    parts = products.grid[0] * items
+    shares = max(squares.grid[1], products.grid[1])
+    adding = _adding(parts, channels)
+    return Plan(channels, items * positions, normalising, gradients, adding, parts, shares, (squares, products))
+
+
+def _shared(shape: tuple[int, int, int], how: Split, *, backward: bool) -> tuple[Launch, Launch]:
+    """The kernel that adds up, and the one that writes."""
+    items, channels, positions = shape
+    blocks = -(-positions // how.block)
+    steps = -(-channels // how.step)
+    share = max(1, steps * blocks * items // how.programs) * how.step
+    grid, tile = (blocks, -(-channels // share), items), (how.step, how.block, how.stages)
+    first, second = (
+        Launch(kernel, grid, tile, how.warps, (channels, positions, share)) for kernel in SPLIT_KERNELS[backward]
+    )
+    return first, second
 
 
 KERNELS: dict[tuple[bool, bool], Any] = {
-    (False, False): triton_norms.rows_forward,
-    (False, True): triton_norms.rows_backward,
-    (True, False): triton_norms.maps_forward,
-    (True, True): triton_norms.maps_backward,
+    (False, False): triton_rows.rows_forward,
+    (False, True): triton_rows.rows_backward,
+    (True, False): triton_maps.maps_forward,
+    (True, True): triton_maps.maps_backward,
 }
 """By whether a channel lies after the other, and whether it is that of the gradients."""
+
+SPLIT_KERNELS: dict[bool, tuple[Any, Any]] = {
+    False: (triton_split.split_squares, triton_split.split_forward),
+    True: (triton_split.split_products, triton_split.split_backward),
+}
+"""By whether they are those of the gradients: the one that adds up, and the one that writes."""
 
 
 def tiles(channels: int) -> tuple[int, int]:
