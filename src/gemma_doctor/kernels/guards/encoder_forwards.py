@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
 from threading import Lock
 from typing import Any, TypeAlias
 
@@ -80,16 +79,12 @@ def _normalised(norm: Any, x: torch.Tensor, factor: torch.Tensor | None) -> torc
     """The norm of x times factor, and the activation behind it."""
     activation: Activation = plan_of(norm)
     weight = norm.weight
-    y = rms_norm(x, weight, _form(norm.eps, result_dtype(x, weight), activation is Activation.GELU), factor)
+    form = Form(norm.eps, 1, result_dtype(x, weight), gelu=activation is Activation.GELU)
+    y = rms_norm(x, weight, form, factor)
     if activation is not Activation.OTHER:
         return y
     result: torch.Tensor = norm.act(norm.drop(y))
     return result
-
-
-@cache
-def _form(eps: float, out: torch.dtype, gelu: bool) -> Form:  # noqa: FBT001  # functools has no other way
-    return Form(eps, 1, out, gelu=gelu)
 
 
 def _together(pair: Pair, conv: nn.Module, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
