@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def run(config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: torch.dtyp
             module.fused_attn = False
     model, found = identify(config), dict[str, float]()
     for image in (pixels, bright):
-        for name, peak in written(loaded.model, lambda one, image=image: answers(one, image)).items():
+        for name, peak in written(loaded.model, partial(answers, image=image)).items():
             for known in canonical(model, name):
                 found[known] = max(peak, found.get(known, 0.0))
     return found
