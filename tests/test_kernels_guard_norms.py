@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import runpy
 from itertools import product
+from typing import Any, ClassVar
 from unittest import mock
 
 import pytest
@@ -12,6 +14,8 @@ from guarded import Infinities
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_doctor.kernels import devices
+from gemma_doctor.kernels.devices import runs_triton
 from gemma_doctor.kernels.guards import norms, norms_fused, norms_tiles, norms_torch
 from gemma_doctor.kernels.guards.norms import Form, rms_norm
 from gemma_doctor.kernels.guards.norms_torch import Operands
@@ -126,6 +130,37 @@ def test_where_nothing_asks_for_gradients_none_are_prepared() -> None:
     assert plain.grad_fn is None
     assert torch.equal(rms_norm(x, weight.requires_grad_(), form), plain)
     assert rms_norm(x, weight, form).requires_grad
+
+
+@pytest.mark.parametrize("peak", [65504.0, 1.0, 2.0**-10])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_what_a_compiler_is_given_is_the_same_norm(peak: float, gelu: bool) -> None:  # noqa: FBT001
+    x, form, scale = maps(peak), Form(1e-6, 1, torch.float16, gelu=gelu), 2.0 ** torch.arange(24).float()
+    weight = torch.randn(24, generator=torch.Generator().manual_seed(1)).half()
+    close(norms_torch.differentiable(Operands(x, weight, scale), form), reference(x, weight, form, scale))
+
+
+def test_nothing_gives_nothing() -> None:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.empty((0, 24, 3, 5), dtype=torch.float16).to(memory_format=layout)
+        form = Form(1e-6, 1, torch.float16)
+        assert not norms_fused.fits(x, form)
+        assert rms_norm(x, None, form).shape == x.shape
+
+
+@pytest.mark.parametrize(("capability", "fused"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_gpus_get_what_they_can_run(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], *, fused: bool
+) -> None:
+    """A V100 and a T4 plain torch, and so does what the kernels cannot read."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(norms, "runs_triton", runs_triton.__wrapped__)
+    found = norms._fused.__wrapped__(torch.device("cuda", 0))  # noqa: SLF001
+    assert found is (norms_fused if fused else None)
+    monkeypatch.setattr(norms, "_fused", lambda _: found)
+    x, form = maps(1.0), Form(1e-6, 1, torch.float16)
+    assert norms._way(x, form) is (norms_fused if fused else norms_torch)  # noqa: SLF001
+    assert norms._way(x[:, ::2], form) is norms_torch  # noqa: SLF001
 
 
 def test_a_second_derivative_is_refused() -> None:
@@ -261,6 +296,66 @@ def test_unwatched_the_fused_kernels_are_run_without_the_dispatcher(monkeypatch:
         watched = norms_fused.normalise(operands, form)
     monkeypatch.setattr(torch.ops.gemma_doctor, "rms_norm", lambda *_: pytest.fail("dispatched"))
     assert torch.equal(norms_fused.normalise(operands, form), watched)
+
+
+class Seen(torch.Tensor):  # type: ignore[misc]  # torch counts as untyped
+    """A tensor that writes down what is done to it below autograd, as those of torch's own tools do."""
+
+    done: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        cls.done.append(str(func))
+        plain = [one.plain if isinstance(one, Seen) else one for one in args]
+        return func(*plain, **(kwargs or {}))
+
+
+@interpreted
+def test_tensors_that_watch_themselves_see_the_fused_kernels() -> None:
+    form, x = Form(1e-6, 1, torch.float16), maps(1.0)
+    seen: Any = torch.Tensor._make_wrapper_subclass(Seen, x.shape, x.stride(), dtype=x.dtype)  # noqa: SLF001
+    seen.plain = x
+    with torch.no_grad():
+        found = norms_fused.normalise(Operands(seen, None, None), form)
+    assert Seen.done == ["gemma_doctor.rms_norm.default"]
+    assert torch.equal(found, norms_fused.normalise(Operands(x, None, None), form))
+
+
+def test_without_torchs_private_name_all_counts_as_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the kernels are always run as operators: slower, and right."""
+    with monkeypatch.context() as without:
+        without.delattr(torch.utils._python_dispatch, "is_in_torch_dispatch_mode")  # noqa: SLF001
+        assert runpy.run_path(devices.__file__)["is_watched"](torch.ones(1))
+    assert not devices.is_watched(torch.ones(1))
+
+
+@interpreted
+@pytest.mark.parametrize("layout", ["rows", "maps"])
+def test_a_program_that_goes_over_several_blocks(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    monkeypatch.setattr(norms_tiles, "_WARPS", 16)
+    norms_tiles.plan.cache_clear()
+    random = torch.Generator().manual_seed(0)
+    shape, dim = ((700, 24), -1) if layout == "rows" else ((3, 24, 90), 1)
+    x, grad = (torch.randn(shape, generator=random).half() for _ in range(2))
+    weight, form = torch.randn(24, generator=random).half(), Form(1e-6, dim, torch.float16)
+    found = norms_tiles.plan(x.shape, x.stride(), dim)
+    assert found is not None
+    assert 1 < found.backward.grid[0] < math.prod(found.forward.grid) / 2
+    operands = Operands(x, weight, None)
+    _, inverse = norms_torch.forward(operands, form)
+    mine = norms_fused.backward(grad, operands, inverse.flatten(), form, frozen=False)
+    theirs = norms_torch.backward(grad, operands, inverse, form, frozen=False)
+    norms_tiles.plan.cache_clear()
+    torch.testing.assert_close(mine[0], theirs[0], rtol=2.0**-10, atol=1e-5)
+    torch.testing.assert_close(mine[1], theirs[1], rtol=2.0**-8, atol=1e-3)
+
+
+@interpreted
+@pytest.mark.parametrize("layout", ["rows", "maps"])
+def test_the_fused_kernels_add_eps(layout: str) -> None:
+    x, form = maps(2.0**-10, channels=24), Form(1e-6, 1, torch.float16)
+    x = x if layout == "maps" else x.to(memory_format=torch.channels_last)
+    close(norms_fused.normalise(Operands(x, None, None), form), reference(x, None, form, None))
 
 
 @interpreted

@@ -5,8 +5,10 @@ The fused kernel runs in Triton's interpreter (see conftest.py); benchmarks/gpu_
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
+from unittest import mock
 
 import numpy as np
 import oracle
@@ -16,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensors import DTYPES, Tensor, agree, edges, item_size, packed, small
 
-from gemma_doctor.kernels import outputs_fused, outputs_torch
+from gemma_doctor.kernels import outputs, outputs_fused, outputs_torch
 from gemma_doctor.kernels.devices import runs_triton
 from gemma_doctor.kernels.outputs import launch
 from gemma_doctor.tensors import TensorStats
@@ -32,6 +34,11 @@ NAMES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 FUSED = ("F16", "BF16", "F32")
+
+
+interpreted = pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # what the interpreter's NumPy says of NaN and overflow
 
 
 def by_torch(tensors: Sequence[torch.Tensor]) -> list[TensorStats]:
@@ -84,16 +91,25 @@ def test_all_codes_of_16_bits(measure: Measure, dtype: str) -> None:
     check(measure, [(dtype, np.arange(1 << 16, dtype="<u2").tobytes(), 0)])
 
 
+@interpreted
+@pytest.mark.parametrize("way", ["launch", "torch", "fused"])
+def test_what_is_not_finite_is_counted_without_records(way: str) -> None:
+    tensors = [
+        torch.tensor(values, dtype=torch.float16) for values in ([1.0], [math.nan] * 2, [math.inf, -math.inf, 1])
+    ]
+    found = {
+        "launch": lambda: launch(tensors).nonfinite(),
+        "torch": lambda: outputs_torch.nonfinite(outputs_torch.enqueue(tensors)),
+        "fused": lambda: outputs_fused.nonfinite(outputs_fused.enqueue(tensors)),
+    }[way]()
+    assert found == [0, 2, 2]
+
+
 @given(st.lists(small(tuple(NAMES)), min_size=1, max_size=3))
 def test_any_bits(tensors: list[Tensor]) -> None:
     cases = [(tensor.dtype, tensor.raw, 0) for tensor in tensors]
     check(lambda given: launch(given).stats(), cases)
     check(by_torch, cases)
-
-
-interpreted = pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"
-)  # what the interpreter's NumPy says of NaN and overflow
 
 
 @interpreted
@@ -128,6 +144,25 @@ def test_a_tensor_of_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     spoilt = bytearray(wide("BF16", 50_001))
     spoilt[60_000:60_002] = (0x7F80).to_bytes(2, "little")
     check(by_triton, [("BF16", bytes(spoilt), 1), ("BF16", wide("BF16", 70_000), 0)])
+
+
+@interpreted
+@pytest.mark.parametrize("capable", [True, False])
+def test_a_gpu_gets_the_kernel_for_what_it_measures_and_reductions_for_the_rest(
+    monkeypatch: pytest.MonkeyPatch, *, capable: bool
+) -> None:
+    """On the CPU, which has the kernel's interpreter: in one call every dtype, in an order that mixes both ways."""
+    ways = [mock.Mock(wraps=way.enqueue) for way in (outputs_fused, outputs_torch)]
+    monkeypatch.setattr(outputs_fused, "enqueue", ways[0])
+    monkeypatch.setattr(outputs_torch, "enqueue", ways[1])
+    monkeypatch.setattr(outputs, "runs_triton", lambda _: capable)
+    cases = [(dtype, wide(dtype, 300, 2.0**-3), 0) for dtype in (*NAMES, *NAMES)]
+    for dtypes in (tuple(NAMES), FUSED):
+        chosen = [case for case in cases if case[0] in dtypes]
+        check(lambda tensors: outputs._on_gpu(list(tensors), {one.dtype for one in tensors}).stats(), chosen)  # noqa: SLF001
+    fused = 4 * len(FUSED) if capable else 0
+    measured = [sum(len(call.args[0]) for call in way.call_args_list) for way in ways]
+    assert measured == [fused, 2 * (len(NAMES) + len(FUSED)) - fused]
 
 
 # What launch makes of tensors

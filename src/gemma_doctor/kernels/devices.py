@@ -1,4 +1,4 @@
-"""Which devices run Triton's kernels; all others get plain torch."""
+"""Which devices run Triton's kernels (all others get plain torch), and whether operations are watched."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from importlib.util import find_spec
 
 import torch
 
-__all__ = ["runs_triton"]
+try:
+    from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+except ImportError:  # torch promises no such name
+
+    def is_in_torch_dispatch_mode() -> bool:
+        """What costs time and hides nothing."""
+        return True
+
+
+__all__ = ["is_watched", "runs_triton"]
 
 _OLDEST = 8
 """Major compute capability of the oldest GPUs that Triton supports."""
@@ -24,3 +33,11 @@ def runs_triton(device: torch.device) -> bool:
         return False
     major, _ = torch.cuda.get_device_capability(device)
     return int(major) >= _OLDEST
+
+
+def is_watched(x: torch.Tensor) -> bool:
+    """Whether something sees operations on x below autograd, and so kernels must be run as operators.
+
+    That takes the host longer than all the rest of a norm.
+    """
+    return is_in_torch_dispatch_mode() or type(x) is not torch.Tensor

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import library
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from gemma_doctor.kernels.devices import is_watched
 from gemma_doctor.kernels.guards.norms_tiles import Plan, plan
 from gemma_doctor.kernels.guards.norms_torch import Form, Operands
 
@@ -38,7 +38,7 @@ def normalise(operands: Operands, form: Form) -> torch.Tensor:
 
 
 def _norm(operands: Operands, form: Form, *, keep: bool) -> Any:  # noqa: ANN401  # a pair of tensors
-    run = torch.ops.gemma_doctor.rms_norm if _is_watched(operands.x) else _forward
+    run = torch.ops.gemma_doctor.rms_norm if is_watched(operands.x) else _forward
     return run(operands.x, operands.weight, operands.scale, form.eps, form.dim, form.out, form.offset, form.gelu, keep)
 
 
@@ -47,14 +47,9 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The gradients of x and of the weight (see :func:`.norms_torch.backward`)."""
     frozen = frozen or operands.weight is None
-    run = torch.ops.gemma_doctor.rms_norm_backward if _is_watched(operands.x) else _backward
+    run = torch.ops.gemma_doctor.rms_norm_backward if is_watched(operands.x) else _backward
     dx, dw = run(grad, operands.x, operands.weight, operands.scale, inverse, form.dim, form.offset, form.gelu, frozen)
     return dx, dw
-
-
-def _is_watched(x: torch.Tensor) -> bool:
-    """Whether the kernels must be run as operators. That takes the host longer than all the rest of a norm."""
-    return is_in_torch_dispatch_mode() or type(x) is not torch.Tensor
 
 
 def _forward(  # noqa: PLR0913, PLR0917  # an operator's arguments are tensors and numbers
