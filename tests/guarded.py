@@ -100,6 +100,13 @@ def tower(planting: str, dtype: torch.dtype) -> Any:  # noqa: ANN401  # a class 
     return planted(encoder(sound("gemma3n")), PLANTED[planting], rows).to(dtype)
 
 
+def as_published(dtype: torch.dtype) -> Any:  # noqa: ANN401  # a class of timm
+    """The image encoder with the published largest magnitudes of its weights."""
+    whole = sound("gemma3n")
+    factors = {name: value / float(whole.get_parameter(name).abs().max()) for name, value in PUBLISHED.items()}
+    return encoder(planted(whole, factors)).to(dtype)
+
+
 def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """The Euclidean distance, as a share of the second one's length; NaN where something is not finite."""
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 from threading import Thread
@@ -18,6 +19,7 @@ from torch import nn
 from gemma_doctor.errors import UsageError
 from gemma_doctor.kernels import guard, unguard
 from gemma_doctor.kernels.guards.convolutions import RowScale, convolve
+from gemma_doctor.kernels.guards.replacements import is_guarded
 from gemma_doctor.kernels.guards.scaling import row_bounds
 
 IDS = torch.arange(3, 19)[None]
@@ -314,6 +316,77 @@ def test_norms_that_somebody_keeps_in_float32() -> None:
             module.float()
     guard(model)
     assert error(says(model), says(loud("gemma3", torch.float32))) < 2.0**-8
+
+
+GAINS = {
+    "last norm": {"norm": 2.0**18},
+    "last norm and head": {"norm": 2.0**12, "embed_tokens": 2.0**12},
+    "attention": {"layers.0.input_layernorm": 2.0**18},
+    "values": {"layers.0.input_layernorm": 2.0**12, "layers.0.self_attn.v_proj": 2.0**12},
+    "gated product": {"layers.1.pre_feedforward_layernorm": 2.0**18},
+    "one half of it": {"layers.1.pre_feedforward_layernorm": 2.0**12, "layers.1.mlp.up_proj": 2.0**12},
+}
+
+
+@pytest.mark.parametrize("where", GAINS)
+def test_gains_that_carry_a_norm_beyond_float16(where: str) -> None:
+    """What reads such a norm takes float32, even where its own results fit; and gives float32 where they do not."""
+    model = planted(sound("gemma3"), {f"model.{name}.weight": factor for name, factor in GAINS[where].items()})
+    wanted, brain = says(model), says(copy.deepcopy(model).bfloat16())
+    assert not error(says(model.half()), wanted) < 0.1
+    guard(model)
+    assert error(says(model), wanted) < 0.5 * error(brain, wanted)
+
+
+def test_a_product_that_adds_up_all_channels() -> None:
+    """|output| <= sqrt(channels) * ||row * gain||_2 is reached where all channels are the same: 65536 here."""
+    model = copy.deepcopy(sound("gemma3"))
+    model.model.embed_tokens.weight.fill_(1.0)
+    model.model.layers[0].input_layernorm.weight.fill_(0.0)
+    for name in ("q_proj", "v_proj"):
+        model.model.layers[0].self_attn.get_submodule(name).weight.fill_(2.0**12)
+    wanted, half = says(model), model.half()
+    assert not error(says(half), wanted) < 0.1
+    guard(half)
+    assert error(says(half), wanted) < 2.0**-8
+
+
+@pytest.mark.parametrize("residual", [torch.float32, torch.bfloat16])
+def test_the_residual_stream_has_the_dtype_that_was_asked_for(residual: torch.dtype) -> None:
+    model = loud("gemma3", torch.float16)
+    guard(model, residual)
+    streams = model(input_ids=IDS, output_hidden_states=True).hidden_states[:-1]  # the last one is normalised
+    assert {stream.dtype for stream in streams} == {residual}
+
+
+class Quantised(nn.Linear):  # type: ignore[misc]  # torch counts as untyped
+    """Stands for the layers of quantisers: bytes for weights, which it multiplies out in the dtype of its input."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.step = float(linear.weight.abs().max()) / 127
+        self.weight = nn.Parameter((linear.weight.detach() / self.step).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As the quantisers do."""
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.step)
+
+
+def test_quantised_layers_are_left_as_they_are() -> None:
+    model = planted(sound("gemma3"), {"model.layers.0.post_attention_layernorm.weight": 2.0**17})
+    for layer in model.model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for name, module in list(part.named_children()):
+                if isinstance(module, nn.Linear):
+                    setattr(part, name, Quantised(module))
+    wanted = says(model)
+    for module in model.modules():
+        if not isinstance(module, Quantised):
+            module.half()
+    assert not error(says(model), wanted) < 0.1
+    guard(model)
+    assert not any(is_guarded(module) for module in model.modules() if isinstance(module, Quantised))
+    assert error(says(model), wanted) < 2.0**-7
 
 
 # What is refused

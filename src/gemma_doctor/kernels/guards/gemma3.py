@@ -51,8 +51,12 @@ def _plan_layer(site: Site, layer: Any) -> None:  # noqa: ANN401
 
 def _plan_reading_norm(site: Site, norm: Any) -> None:  # noqa: ANN401
     """A norm that reads the residual stream for matrix products."""
-    fits = float(gain_bound(norm.weight, 1.0).max()) < ROOM
-    text.norm(site, norm, offset=1.0, out=norm if fits else torch.float32)
+    text.norm(site, norm, offset=1.0, out=norm if _fits(norm) else torch.float32)
+
+
+def _fits(norm: Any) -> bool:  # noqa: ANN401
+    """Whether float16 holds all that a norm may give."""
+    return float(gain_bound(norm.weight, 1.0).max()) < ROOM
 
 
 def _plan_reader(site: Site, module: nn.Module, norm: Any) -> text.Out:  # noqa: ANN401
@@ -65,7 +69,7 @@ def _plan_reader(site: Site, module: nn.Module, norm: Any) -> text.Out:  # noqa:
     if type(linear) is not nn.Linear:
         return norm  # a quantised one gives the dtype that it is given
     rows = (linear.weight.detach().float() * (norm.weight.detach().float() + 1.0)).norm(dim=1)
-    fits = math.sqrt(linear.in_features) * float(rows.max()) < ROOM
+    fits = _fits(norm) and math.sqrt(linear.in_features) * float(rows.max()) < ROOM
     (text.cast_linear if fits else text.exact_linear)(site, linear)
     return linear if fits else torch.float32
 
