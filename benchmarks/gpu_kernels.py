@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from gpu_encoder import of_compiled, of_graphs, of_many_images, of_the_encoder
+from gpu_encoder import of_compiled, of_compiled_blocks, of_graphs, of_many_images, of_the_encoder
 from gpu_norms import backward_of_norms, of_norms
 from gpu_statistics import of_statistics
 from table import HEAD, Row, line
@@ -32,6 +32,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "training": partial(of_the_encoder, backward=True),
     "training-graph": partial(of_graphs, backward=True),
     "training-many": partial(of_many_images, backward=True),
+    "compiled-blocks": of_compiled_blocks,
     "compiled": partial(of_compiled, backward=False),
     "compiled-training": partial(of_compiled, backward=True),
 }

@@ -206,6 +206,23 @@ def test_fused_attention_is_the_one_of_float64(heads: int, side: int) -> None:
     assert error(found, wanted) < 2.0**-9
 
 
+@pytest.mark.parametrize(("compiling", "training"), [(True, True), (True, False), (False, True)])
+def test_compiled_for_training_no_key_repeats_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+    compiling: bool,  # noqa: FBT001
+    training: bool,  # noqa: FBT001
+) -> None:
+    """Torch's compiler takes the gradient of flash attention to lie as ``empty_like``; it lies as rows of all heads."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    rows = torch.randn((2, 5, 16)).half()
+    with torch.set_grad_enabled(training):
+        keys = run._for_each(3, rows)  # noqa: SLF001
+    assert torch.equal(keys, rows.unsqueeze(1).repeat(1, 3, 1, 1))
+    as_torch_gives_it = torch.empty_like(keys.transpose(1, 2)).transpose(1, 2).stride()
+    assert (torch.empty_like(keys).stride() == as_torch_gives_it) is (compiling and training)
+    assert (keys.untyped_storage().nbytes() == rows.nbytes) is not (compiling and training)
+
+
 def test_cudnns_attention_is_as_it_was_after_an_error_and_after_threads_that_overlap() -> None:
     """The setting is the process's: whoever comes second finds it switched off, and may leave last."""
     for enabled in (True, False):

@@ -176,11 +176,23 @@ def _mixed_by_heads(heads: int, projections: Projections, scale: float, dropout:
     """
     rows = [map_.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1) for map_ in projections]
     query, key, value = (row.flatten(1, 2) for row in rows)
-    keys, values = (one.unsqueeze(1).expand(-1, heads, -1, -1) for one in (key, value))
+    keys, values = (_for_each(heads, one) for one in (key, value))
     split = query.unflatten(2, (heads, -1)).transpose(1, 2)
     with sdpa_kernel(_ATTENTIONS) if torch.compiler.is_compiling() else _without_cudnn:
         mixed = functional.scaled_dot_product_attention(split, keys, values, dropout_p=dropout, scale=scale)
     return mixed.transpose(1, 2).flatten(2).transpose(1, 2)
+
+
+def _for_each(heads: int, rows: torch.Tensor) -> torch.Tensor:
+    """Keys or values as (batch, heads, positions, width), the same for each head.
+
+    Compiled for training they are copies: of views that repeat, torch's compiler expects gradients in another layout
+    than flash attention gives them (torch 2.11 to 2.13, ``meta__scaled_dot_product_flash_backward``).
+    """
+    repeated = rows.unsqueeze(2).expand(-1, -1, heads, -1)
+    if torch.compiler.is_compiling() and torch.is_grad_enabled():
+        repeated = repeated.contiguous()
+    return repeated.transpose(1, 2)
 
 
 class _WithoutCudnn:

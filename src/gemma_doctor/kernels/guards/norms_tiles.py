@@ -29,14 +29,11 @@ _WARPS = 2112
 _LANES = 32
 """Threads of a warp."""
 
-_WIDTHS = (64, 32, 16, 8)
-"""Positions of a program over maps: the fewer, the more programs. A thread reads 8 of 16 bits at once."""
+_WIDTHS = (64, 32, 16)
+"""Positions of a program over maps: the fewer, the more programs, but memory delivers 32 bytes at once."""
 
 _FEW = 256
-"""Channels of maps up to which a program holds all of them."""
-
-_MANY = 2048
-"""Channels of a row from which on a program and its threads take more."""
+"""Channels of maps up to which a program holds all of them, and of rows from which on it takes more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +94,29 @@ def _over_rows(rows: int, channels: int) -> Plan:
 
 def _rows_launch(rows: int, channels: int, *, backward: bool) -> Launch:
     """Each thread holds so many elements of a tensor that the registers suffice, and warps are many."""
-    elements, each = _BACKWARD if backward else _FORWARD[channels > _MANY]
-    block = max(1, elements // _power(channels))
-    return tiled((rows, channels), block, _warps(channels * block, each), _STAGES if backward else 0)
+    few, elements, each = _BACKWARD if backward else _FORWARD[channels > _FEW]
+    block = _floor(max(1, elements // channels))
+    warps = max(few, _warps(sum(tiles(channels)) * block, each))
+    return tiled((rows, channels), block, warps, _stages(_ROW_STAGES, block, channels) if backward else 0)
 
 
-_FORWARD = ((2048, 16), (4096, 32))
-"""Elements of a program and of each thread, for few channels and for many."""
+_FORWARD = ((4, 2048, 16), (4, 5120, 32))
+"""Fewest warps; elements of a program, at most, if it holds several rows; and of each thread, about. For few channels,
+and for many."""
 
-_BACKWARD = (2048, 16)
+_BACKWARD = (2, 1280, 16)
 """The same in the backward pass."""
 
-_STAGES = 2
-"""Blocks under way at a time there."""
+_ROW_STAGES, _MAP_STAGES = 3, 2
+"""Blocks under way at a time there, at most."""
+
+
+def _stages(most: int, block: int, channels: int) -> int:
+    """As many as there is shared memory for: 64 KiB, of the 99 of the smallest GPU that Triton supports.
+
+    All blocks but the one that is computed with lie there, of two tensors and in float32 at worst.
+    """
+    return min(most, 1 + (1 << 16) // (8 * block * sum(tiles(channels))))
 
 
 def _over_maps(items: int, channels: int, positions: int) -> Plan:
@@ -122,16 +129,19 @@ def _over_maps(items: int, channels: int, positions: int) -> Plan:
 
 def _maps_launch(items: int, channels: int, positions: int, *, backward: bool) -> Launch:
     """As many positions as leave enough programs, and no more elements than the registers hold."""
-    elements, each = _BACKWARD_MAPS if backward else _FORWARD_MAPS
     fitting = (
-        width for width in _WIDTHS if -(-positions // width) * items >= _ENOUGH and width * _power(channels) <= elements
+        width
+        for width in _WIDTHS
+        if -(-positions // width) * items >= _ENOUGH and width * sum(tiles(channels)) <= _HELD
     )
     width = next(fitting, _WIDTHS[-1])
-    return tiled((items, channels, positions), width, _warps(channels * width, each), _STAGES if backward else 0)
+    warps = _warps(sum(tiles(channels)) * width, _EACH)
+    stages = _stages(_MAP_STAGES, width, channels) if backward else 0
+    return tiled((items, channels, positions), width, warps, stages)
 
 
-_FORWARD_MAPS, _BACKWARD_MAPS = (16384, 32), (16384, 32)
-"""Elements of a program, at most, and of each thread."""
+_HELD, _EACH = 8192, 32
+"""Elements of a program, at most, and of each thread, about."""
 
 
 def tiled(shape: tuple[int, ...], block: int, warps: int, stages: int = 0) -> Launch:
@@ -240,7 +250,12 @@ def tiles(channels: int) -> tuple[int, int]:
 
 def _warps(elements: int, each: int) -> int:
     """A power of two."""
-    return min(16, max(1, _power(elements // (_LANES * each))))
+    return _floor(min(16, max(1, elements // (_LANES * each))))
+
+
+def _floor(number: int) -> int:
+    """The largest power of two that is no larger."""
+    return 1 << (number.bit_length() - 1)
 
 
 def _power(number: int) -> int:
