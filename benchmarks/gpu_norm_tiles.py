@@ -22,7 +22,6 @@ from gemma_doctor.kernels.guards import norms_fused, norms_tiles, norms_torch
 from gemma_doctor.kernels.guards.norms_tiles import Plan, Split
 from gemma_doctor.kernels.guards.norms_torch import Operands
 
-
 ROWS = ((147456, 64), (36864, 256), (9216, 640), (2304, 1280), (9216, 2560), (1024, 2048), (8192, 2048), (8192, 5376))
 
 

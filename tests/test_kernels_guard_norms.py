@@ -332,7 +332,7 @@ def test_without_torchs_private_name_all_counts_as_watched(monkeypatch: pytest.M
 @interpreted
 @pytest.mark.parametrize("layout", ["rows", "maps"])
 def test_a_program_that_goes_over_several_blocks(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
-    monkeypatch.setattr(norms_tiles, "_WARPS", 16)
+    monkeypatch.setattr(norms_tiles, "_WARPS", 4)
     norms_tiles.plan.cache_clear()
     random = torch.Generator().manual_seed(0)
     shape, dim = ((700, 24), -1) if layout == "rows" else ((3, 24, 90), 1)
