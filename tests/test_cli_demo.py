@@ -36,6 +36,16 @@ def test_the_demo_shows_the_published_faults_mends_them_and_leaves_nothing(
     assert after.startswith("Healthy: 1 note. Every measured weight fits float16.\n")
     assert set(re.findall(r"^\w+ (GD\d{3})", after, re.MULTILINE)) == {"GD106"}
     assert done.out.endswith("  gemma-doctor demo --output gemma-demo  # the same, and keep both checkpoints\n")
+    assert [line for line in excerpt() if line not in done.out] == []
+
+
+def excerpt() -> list[str]:
+    """What the README shows of the demo: the lines that were printed, each up to where it was cut."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("```console\n$ gemma-doctor scan sick\n")[2].partition("```")[0].splitlines()
+    lines = [line.partition("…")[0].rstrip() for line in shown if not line.startswith("$ ")]
+    assert len(lines) > 20
+    return lines
 
 
 def test_the_demo_can_be_kept(tmp_path: Path) -> None:

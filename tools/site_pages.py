@@ -48,8 +48,15 @@ def _written_out(entry: Any) -> Any:  # noqa: ANN401  # YAML
             names = sorted(
                 (ROOT / "docs" / target).glob("*.md"), key=lambda path: (path.name != "README.md", path.name)
             )
-            return {title: [target + path.name for path in names]}
+            return {title: [_titled(path, target) for path in names]}
     return entry
+
+
+def _titled(path: Path, folder: str) -> str | dict[str, str]:
+    """A page of a rule or pass under its id and name, which are what stands before the colon of its heading."""
+    page = folder + path.name
+    heading = re.search(r"^# (.+?):", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return page if path.name == "README.md" or heading is None else {heading[1]: page}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -86,7 +93,7 @@ def _commands() -> str:
 
 
 def _help(command: str) -> str:
-    environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    environment = {**os.environ, "COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "gemma_doctor", command, "--help"],
         env=environment,
