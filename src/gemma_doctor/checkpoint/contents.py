@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from gemma_doctor.checkpoint.config import read_config
+from gemma_doctor.checkpoint.filenames import SHARD
 from gemma_doctor.checkpoint.index import Index, leaves_folder, read_index
-from gemma_doctor.checkpoint.layout import SHARD, Layout
+from gemma_doctor.checkpoint.layout import Layout
 from gemma_doctor.checkpoint.model import Checkpoint
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.checkpoint.reconcile import gather, reconcile

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote
 
-from gemma_doctor.checkpoint.layout import PICKLES
+from gemma_doctor.checkpoint.filenames import PICKLES
 from gemma_doctor.errors import UsageError
 
 __all__ = ["HubName", "hub_name"]

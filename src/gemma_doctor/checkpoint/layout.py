@@ -10,44 +10,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma_doctor.checkpoint.alike import alike
-from gemma_doctor.checkpoint.quoting import shown
-from gemma_doctor.errors import SourceNotFoundError, UsageError
+from gemma_doctor.checkpoint.filenames import (
+    PICKLE_ADVICE,
+    PICKLES,
+    SHARD,
+    is_adapter,
+    is_copy,
+    is_weights,
+    parts_among,
+    whole_of,
+)
+from gemma_doctor.checkpoint.quoting import listed, shown
+from gemma_doctor.errors import SourceNotFoundError
 
 __all__ = [
-    "PICKLES",
-    "PICKLE_ADVICE",
-    "SHARD",
     "Layout",
-    "all_parts",
     "arrange",
     "find_layout",
-    "is_adapter",
-    "is_weights",
-    "listed",
-    "parts_among",
     "single",
 ]
-
-SHARD = re.compile(
-    r"(?P<stem>.+)-(?P<number>[0-9]{1,9})-of-(?P<count>[0-9]{1,9})\.(?P<format>safetensors|gguf)", re.DOTALL
-)
-"""A shard's name: stem, its number (from 1), how many there are, and the format."""
 
 _INDEX = re.compile(r".+\.safetensors\.index.*\.json", re.DOTALL)
 _STEMS = ("model", "diffusion_pytorch_model")
 """What transformers and diffusers look for, the single file before the index."""
 
-PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-PICKLE_ADVICE = (
-    "Pickles can run code and are never loaded: convert them on a machine that may be lost, with "
-    "torch.load(..., weights_only=True) and safetensors.torch.save_file"
-)
-_ADAPTER = "adapter_model."
-_COPY = "consolidated"
-"""How the files of an adapter begin, and those of a copy in its makers' own layout."""
-
 _SUBFOLDERS_SEEN = 100
-_MOST_PARTS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +57,6 @@ class Layout:
     partial: bool = False
     format: str = "safetensors"
     weights: tuple[str, ...] = ()
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a file of this name holds an adapter, as peft writes it."""
-    return name.startswith(_ADAPTER)
-
-
-def is_weights(name: str) -> bool:
-    """Whether a file of this name holds weights; of pickles only an adapter's, for trainers leave many others."""
-    return name.endswith((".safetensors", ".gguf")) or (is_adapter(name) and name.endswith(PICKLES))
 
 
 def find_layout(source: str) -> Layout:
@@ -181,7 +158,7 @@ def _only_model(uri: str, weights: tuple[str, ...]) -> tuple[str, ...]:
         SourceNotFoundError: If there are several.
     """
     shards = _sets(name for name in weights if SHARD.fullmatch(name))
-    mains = [files for files in shards if not files[0].startswith(_COPY)] or shards
+    mains = [files for files in shards if not is_copy(files[0])] or shards
     if len(mains) > 1:
         firsts = listed(tuple(files[0] for files in mains))
         raise SourceNotFoundError(
@@ -189,7 +166,7 @@ def _only_model(uri: str, weights: tuple[str, ...]) -> tuple[str, ...]:
         )
     if mains:
         return mains[0]
-    whole = tuple(name for name in weights if not is_adapter(name) and not name.startswith(_COPY)) or weights
+    whole = tuple(name for name in weights if not is_adapter(name) and not is_copy(name)) or weights
     if len(whole) > 1:
         raise SourceNotFoundError(
             f"{uri}: {len(whole):,} files, {listed(whole)}, and no index that makes one model of them. Give one of "
@@ -202,54 +179,13 @@ def _sets(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Numbered shards, those of one model together."""
     sets: dict[tuple[str, ...], list[str]] = {}
     for name in names:
-        sets.setdefault(_whole(name), []).append(name)
+        sets.setdefault(whole_of(name), []).append(name)
     return [tuple(files) for files in sets.values()]
 
 
 def _beside(path: Path) -> tuple[str, ...]:
     """The files of a split file's folder; of any other file none are needed."""
     return () if SHARD.fullmatch(path.name) is None else _files_in(path.parent)
-
-
-def parts_among(name: str, names: Iterable[str]) -> tuple[str, ...]:
-    """The file, and of a split one every other part that is there, sorted.
-
-    Args:
-        name: The file.
-        names: The files of its folder.
-    """
-    return tuple(sorted({name} | {other for other in names if _whole(other) == _whole(name)}))
-
-
-def all_parts(name: str) -> tuple[str, ...]:
-    """The file, or the names of all parts of the split file that it is a part of, there or not.
-
-    Args:
-        name: The file.
-
-    Raises:
-        UsageError: If there would be more than 1,000.
-    """
-    part = SHARD.fullmatch(name)
-    if part is None:
-        return (name,)
-    count = int(part["count"])
-    if count > _MOST_PARTS:
-        raise UsageError(
-            f"{shown(name)}: a file in {count:,} parts; each would be asked for, and {_MOST_PARTS:,} is the limit"
-        )
-    first = 0 if int(part["number"]) == 0 else 1
-    width = len(part["number"])
-    return tuple(
-        f"{part['stem']}-{number:0{width}}-of-{part['count']}.{part['format']}"
-        for number in range(first, first + count)
-    )
-
-
-def _whole(name: str) -> tuple[str, ...]:
-    """What the parts of one split file have in common; of another file its name."""
-    part = SHARD.fullmatch(name)
-    return (name,) if part is None else (part["stem"], part["count"], part["format"])
 
 
 def _gguf_in_folder(uri: str, root: Path, names: tuple[str, ...], nothing: Callable[[], str]) -> Layout:
@@ -266,7 +202,7 @@ def _gguf_in_folder(uri: str, root: Path, names: tuple[str, ...], nothing: Calla
 
 def _gguf_files(names: tuple[str, ...]) -> tuple[str, ...]:
     """The GGUF files, of a split one the first part, sorted."""
-    return tuple(sorted({_whole(name): name for name in reversed(names) if name.endswith(".gguf")}.values()))
+    return tuple(sorted({whole_of(name): name for name in reversed(names) if name.endswith(".gguf")}.values()))
 
 
 def _file_of(uri: str, name: str) -> str:
@@ -308,8 +244,3 @@ def _names_in(folder: Path) -> list[str]:
         return os.listdir(folder)  # noqa: PTH208  # names only: there may be many
     except OSError:
         return []
-
-
-def listed(names: tuple[str, ...]) -> str:
-    """The first three of some names, for a message."""
-    return f"{', '.join(map(shown, names[:3]))}{', …' if len(names) > 3 else ''}"  # noqa: PLR2004

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit, urlunsplit
 
-__all__ = ["quoted", "shown", "without_secrets"]
+__all__ = ["listed", "quoted", "shown", "without_secrets"]
 
 _LIMIT = 80
 
@@ -17,6 +17,11 @@ def quoted(text: str) -> str:
 def shown(name: str) -> str:
     """A file's name as it is where that is short and printable, else quoted."""
     return name if name.isprintable() and len(name) <= _LIMIT else quoted(name)
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """The first three of some names, for a message."""
+    return f"{', '.join(map(shown, names[:3]))}{', …' if len(names) > 3 else ''}"  # noqa: PLR2004
 
 
 def without_secrets(uri: str) -> str:

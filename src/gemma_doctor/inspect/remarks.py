@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gemma_doctor.checkpoint import Checkpoint
-from gemma_doctor.checkpoint.layout import is_adapter, listed
+from gemma_doctor.checkpoint.filenames import is_adapter
+from gemma_doctor.checkpoint.quoting import listed
 from gemma_doctor.examination import Examination
 
 __all__ = ["remarks"]

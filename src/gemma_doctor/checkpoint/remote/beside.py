@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gemma_doctor.checkpoint.config import CONFIG_NAME
-from gemma_doctor.checkpoint.layout import all_parts
+from gemma_doctor.checkpoint.filenames import all_parts
 from gemma_doctor.checkpoint.model import Checkpoint
 from gemma_doctor.checkpoint.stores import RemoteStore
 from gemma_doctor.checkpoint.waiting import Waiters

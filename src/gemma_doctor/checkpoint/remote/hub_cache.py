@@ -13,10 +13,12 @@ from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFou
 
 from gemma_doctor.checkpoint.config import CONFIG_NAME
 from gemma_doctor.checkpoint.contents import read_checkpoint
+from gemma_doctor.checkpoint.filenames import PICKLES, all_parts
 from gemma_doctor.checkpoint.hub_names import HubName
 from gemma_doctor.checkpoint.index import leaves_folder, read_index
-from gemma_doctor.checkpoint.layout import PICKLES, Layout, all_parts, listed
+from gemma_doctor.checkpoint.layout import Layout
 from gemma_doctor.checkpoint.model import Checkpoint
+from gemma_doctor.checkpoint.quoting import listed
 from gemma_doctor.checkpoint.remote.hub_api import Access, listing, noted_head
 from gemma_doctor.checkpoint.remote.hub_layout import Place, place
 from gemma_doctor.checkpoint.remote.patience import patiently

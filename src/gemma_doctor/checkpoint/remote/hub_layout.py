@@ -6,18 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemma_doctor.checkpoint.filenames import PICKLE_ADVICE, PICKLES, is_weights, parts_among
 from gemma_doctor.checkpoint.hub_names import HubName
-from gemma_doctor.checkpoint.layout import (
-    PICKLE_ADVICE,
-    PICKLES,
-    Layout,
-    arrange,
-    is_weights,
-    listed,
-    parts_among,
-    single,
-)
-from gemma_doctor.checkpoint.quoting import quoted
+from gemma_doctor.checkpoint.layout import Layout, arrange, single
+from gemma_doctor.checkpoint.quoting import listed, quoted
 from gemma_doctor.errors import SourceNotFoundError
 
 __all__ = ["Place", "place"]

@@ -22,8 +22,7 @@ from huggingface_hub.errors import (
 from yaml import YAMLError
 
 from gemma_doctor.checkpoint.config import CONFIG_NAME
-from gemma_doctor.checkpoint.layout import listed
-from gemma_doctor.checkpoint.quoting import shown
+from gemma_doctor.checkpoint.quoting import listed, shown
 from gemma_doctor.checkpoint.remote.hub_api import Access
 from gemma_doctor.checkpoint.remote.refusals import LOG_IN
 from gemma_doctor.errors import TransferError, UsageError

@@ -13,10 +13,10 @@ from typing import Any
 from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.checkpoint.config import CONFIG_NAME, MAX_CONFIG
 from gemma_doctor.checkpoint.documents import read_document
+from gemma_doctor.checkpoint.filenames import is_adapter
 from gemma_doctor.checkpoint.files import reading
 from gemma_doctor.checkpoint.hub_names import hub_name
 from gemma_doctor.checkpoint.index import MAX_INDEX
-from gemma_doctor.checkpoint.layout import is_adapter
 from gemma_doctor.checkpoint.quoting import shown
 from gemma_doctor.checkpoint.stores import Folder
 from gemma_doctor.errors import UsageError
