@@ -67,7 +67,7 @@ def test_a_renamed_repository_is_read_and_its_name_is_told(server: Hub, tmp_path
     renamed = json.loads(run("scan", "owner/old", "--json", "-", env=env).out)
     named = json.loads(run("scan", "owner/name", "--json", "-", env=env).out)
     assert renamed["tensors"] == named["tensors"]
-    assert renamed["remarks"] == ["owner/old is called owner/name at the Hub now, and was read there: use that name"]
-    assert named["remarks"] == []
+    told = "owner/old is called owner/name at the Hub now, and was read there: use that name"
+    assert renamed["remarks"] == [told, *named["remarks"]]
     done = run("scan", "owner/old", "--download", "--quiet", env=env)
     assert done.code == 0, done.err
