@@ -19,7 +19,6 @@ Packed: TypeAlias = "tuple[str, npt.NDArray[Any]]"
 """A type's name and the bytes of a tensor, the last axis in bytes; or for plain types the values themselves."""
 
 SHARED_KV = "gemma3n.attention.shared_kv_layers"
-INVENTORIES = ("gemma-3n-E2B", "gemma-3n-E4B")
 
 
 def inventory(model: str) -> dict[str, Any]:

@@ -35,9 +35,6 @@ FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<content>.*?)^```$", re.DOTALL | 
 OTHERS = ("pip ", "python3 -m venv", "git ", "hf ", "dask ")
 """Commands that are not this project's: they are not run here."""
 
-VERIFYING = "verify "
-"""Runs a model; tests/test_cli_verify.py does that, and here the options are held against the command's own."""
-
 
 @dataclass(frozen=True, slots=True)
 class Block:

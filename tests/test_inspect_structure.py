@@ -37,7 +37,6 @@ SHARED = sorted(
     f"model.layers.{layer}.self_attn.{part}.weight" for layer in (4, 5) for part in ("k_norm", "k_proj", "v_proj")
 )
 GEMMA3 = tiny_gemma3_config()
-SOUND3 = healthy(GEMMA3)
 MULTIMODAL = tiny_gemma3_multimodal_config()
 EMBEDDING = "model.embed_tokens.weight"
 

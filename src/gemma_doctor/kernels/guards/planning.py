@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -43,8 +43,6 @@ class Site:
 
 
 Planner: TypeAlias = Callable[[Site, Any], None]
-Planners: TypeAlias = Mapping[str, Planner]
-"""By the full name of the class: finding a planner imports neither timm nor transformers."""
 
 
 def _in_float32(self: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401  # a convolution
