@@ -20,7 +20,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 from gemma_doctor import demo
-from gemma_doctor.cli import mend
+from gemma_doctor.cli.repair import EPILOG
 from gemma_doctor.repair.applying import apply as applying
 
 NOTHING = "\nNothing was written."
@@ -336,5 +336,5 @@ def test_the_scan_proposes_the_repair(demo_folder: Path, work: Path) -> None:
 
 
 def test_the_help_says_what_the_exit_codes_mean() -> None:
-    assert "1 findings at or above --fail-on" in mend.EPILOG
-    assert "With --dry-run, the code that the repair would have." in mend.EPILOG
+    assert "1 findings at or above --fail-on" in EPILOG
+    assert "With --dry-run, the code that the repair would have." in EPILOG
