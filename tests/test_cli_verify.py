@@ -97,9 +97,9 @@ def test_what_comes_next_is_said_with_the_same_inputs(sick: Path, tmp_path: Path
     inputs = ("--modality", "text", "--seq-len", "8", "--seed", "3")
     untraced = run("verify", sick, *inputs, "--no-backward").stdout
     said = "--modality text --seq-len 8 --seed 3"
-    assert f"gemma-doctor verify {sick} --no-backward {said} --trace trace.json" in untraced
+    assert f"gemma-doctor verify {sick} {said} --no-backward --trace trace.json" in untraced
     assert f"gemma-doctor repair {sick} --output mended --calibration trace.json" in untraced
-    assert f"gemma-doctor verify mended {said} --against {sick}" in untraced
+    assert f"gemma-doctor verify mended {said} --no-backward --against {sick}" in untraced
     trace = tmp_path / "own.json"
     traced = run("verify", sick, *inputs, "--no-backward", "--trace", trace).stdout
     assert "--trace" not in traced

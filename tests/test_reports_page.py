@@ -89,7 +89,7 @@ def test_the_command_to_make_it_again_says_what_is_not_the_default() -> None:
     other = replace(SICK, source=source, target_dtype="bfloat16", loader="vllm")
     command = "gemma-doctor scan google/some --revision abc --target-dtype bfloat16 --loader vllm"
     assert command in shown(other).text
-    assert "gemma-doctor verify 'some model/' --against elsewhere" in shown(verified()).text
+    assert "gemma-doctor verify 'some model/' --freeze 'tower.*' --against elsewhere" in shown(verified()).text
     assert "gemma-doctor mine" in shown(SICK, command="gemma-doctor mine").text
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 from hostile import NAMES
 from sample_reports import PUBLISHED, report, tensor
+from sample_verifications import FAILURE, VERIFICATION, activation, verified
 
 from gemma_doctor.errors import UsageError
 from gemma_doctor.records import Report
@@ -102,3 +104,22 @@ def test_hostile_names_are_drawn_as_text(tmp_path: Path) -> None:
     tags = {element.tag.rpartition("}")[2] for element in parsed(svg).iter()}
     assert "script" not in tags
     assert "a" not in tags
+
+
+def test_of_a_verification_every_operation_is_a_point_and_what_failed_is_named(tmp_path: Path) -> None:
+    many = [activation(f"aten.op{number}") for number in range(7)]
+    svg = drawn(replace(verified(), activations=(*many, FAILURE.activation)), tmp_path)
+    assert {"forward", "text run", "tower.conv  aten.convolution", "NaN, inf"} <= set(texts(svg))
+    points = next(group for group in parsed(svg).iter(f"{SVG}g") if group.get("id") == "PathCollection_1")
+    assert len(list(points.iter(f"{SVG}use"))) == 7  # the one that failed is at the edge
+    sound = replace(VERIFICATION, runs=tuple(replace(run, first_failure=None) for run in VERIFICATION.runs))
+    assert "tower.conv  aten.convolution" not in texts(drawn(verified(sound), tmp_path))
+
+
+def test_a_long_verdict_is_whole(tmp_path: Path) -> None:
+    """It was cut in its middle, and the ellipsis written as an escape."""
+    said = texts(drawn(verified(), tmp_path))
+    assert any(text.startswith("Healthy") or text.endswith("fails first.") for text in said)
+    assert not any("\\u2026" in text for text in said)
+    far = texts(drawn(replace(report(), source=replace(report().source, uri="x" * 300)), tmp_path))
+    assert any("…" in text for text in far)

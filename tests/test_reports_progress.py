@@ -41,3 +41,12 @@ def test_threads_lose_no_byte_and_rarely_redraw(monkeypatch: pytest.MonkeyPatch)
         bar.advance(5)
         bar.advance(7)
     assert shown == [30_005]
+
+
+def test_steps_show_what_is_done_and_for_how_long_and_leave_no_trace() -> None:
+    stream = io.StringIO()
+    with progress.steps(Console(file=stream, force_terminal=True, width=60, color_system=None), "loading") as tell:
+        tell("text run in float32")
+    text = stream.getvalue()
+    assert re.search(r"\S text run in float32 0:00:0\d", text)
+    assert text.endswith("\x1b[2K")

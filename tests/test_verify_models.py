@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -185,3 +186,21 @@ def test_a_torchvision_that_is_not_torchs_is_told_with_the_next_step(tmp_path: P
     assert done.code == 2
     assert f"does not work with torch {torch.__version__} (operator torchvision::nms does not exist)" in done.err
     assert "pip install --force-reinstall torch torchvision" in done.err
+
+
+def test_whoever_wants_to_know_is_told_each_step(tmp_path: Path) -> None:
+    """On a processor a run takes minutes."""
+    config = tiny_gemma3_config()
+    folder = write(tmp_path / "checkpoint", healthy(config), config)
+    told: list[str] = []
+    with torch.enable_grad():
+        doctor.verify(folder, replace(SHORT, loss_scale=2.0), against=folder, step=told.append)
+    assert told == [
+        "text run in float32",
+        "text run in float32, backward",
+        "text run in bfloat16",
+        "the other checkpoint in float32",
+        "text run in float16",
+        "text run in float16, backward at loss scale 2",
+        "text run in float16, backward",
+    ]

@@ -50,7 +50,7 @@ class Documents:
     markdown: Annotated[str | None, option(OUTPUT, "PATH", "Write the report as Markdown, for a pull request.")] = None
     sarif: Annotated[str | None, option(OUTPUT, "PATH", "Write the findings as SARIF, for code scanning.")] = None
     junit: Annotated[str | None, option(OUTPUT, "PATH", "Write a test case for each rule, as JUnit XML.")] = None
-    plot: Annotated[str | None, option(OUTPUT, "PATH", "Draw every weight's maximum: .png, .svg or .pdf.")] = None
+    plot: Annotated[str | None, option(OUTPUT, "PATH", "Draw every maximum: .png, .svg or .pdf.")] = None
 
     @property
     def targets(self) -> dict[str, str]:
@@ -121,6 +121,7 @@ class Telling:
         commands: What to do next: commands that can be copied, and what each is for.
         before: An earlier report to be shown beside it.
         plan: What is to be done to the checkpoint.
+        command: The command that made the report; where empty, it is put together from what the report says.
     """
 
     source: str
@@ -129,6 +130,7 @@ class Telling:
     commands: Sequence[tuple[str, str]] = ()
     before: Report | None = None
     plan: Plan | None = None
+    command: str = ""
 
     def pages(self) -> tuple[RulePage, ...]:
         """The rules with their pages."""
@@ -187,7 +189,15 @@ def texts(documents: Documents, report: Report, telling: Telling) -> Iterator[tu
 
         pages = {rule.id: rule.page for rule in telling.pages()}
         date = f"{dt.datetime.now(dt.timezone.utc):%d %B %Y, %H:%M} UTC"
-        text = to_html(report, telling.commands, telling.before, pages=pages, plan=telling.plan, date=date)
+        text = to_html(
+            report,
+            telling.commands,
+            telling.before,
+            pages=pages,
+            plan=telling.plan,
+            command=telling.command,
+            date=date,
+        )
         yield documents.html, text
     if documents.markdown is not None:
         yield documents.markdown, _markdown(report, telling)

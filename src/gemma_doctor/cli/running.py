@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gemma_doctor.catalog import AnyRule
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from gemma_doctor.doctor import Options, Progress
     from gemma_doctor.records import Report
 
-__all__ = ["MENDED", "applied", "examine", "next_commands", "progress", "spelled"]
+__all__ = ["MENDED", "applied", "examine", "given", "next_commands", "progress", "spelled", "steps"]
 
 MENDED = "mended"
 """What examples call the output of a repair."""
@@ -60,6 +61,29 @@ def progress(doing: str, *, quiet: bool) -> AbstractContextManager[Progress | No
     from gemma_doctor.reports.sheet import console_for
 
     return bar(console_for(sys.stderr), doing)
+
+
+@contextmanager
+def steps(doing: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Which step long work is at, where somebody can see it; what it yields is told each step."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from gemma_doctor.reports.progress import steps as shown
+    from gemma_doctor.reports.sheet import console_for
+
+    with shown(console_for(sys.stderr), doing) as tell:
+        yield tell
+
+
+def given(options: Any) -> Iterator[str]:  # noqa: ANN401  # a dataclass of options
+    """The options that are not the default, as words of a command line."""
+    for one in fields(options):
+        value = getattr(options, one.name)
+        for part in value if isinstance(value, list) else [value]:
+            if part != one.default:
+                yield f"--{one.name.replace('_', '-')}"
+                yield from () if part is True else (str(part),)
 
 
 def spelled(*words: str) -> str:

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +16,7 @@ from gemma_doctor.cli.frame import OUTPUT, RUNNING, WHAT, Words, choice, option
 from gemma_doctor.cli.groups import grouped
 from gemma_doctor.cli.options import BaselineFile, Ignore, Quiet, Remote, Select, SourceName, Verdict, Wanted
 from gemma_doctor.cli.outputs import Outputs, Telling, write_all
-from gemma_doctor.cli.running import MENDED, applied, spelled
+from gemma_doctor.cli.running import MENDED, applied, given, spelled, steps
 from gemma_doctor.errors import UsageError
 from gemma_doctor.reports.documents import STDOUT, write
 from gemma_doctor.verify.measures import Measures, Request
@@ -76,14 +75,6 @@ class Inputs:
             audio=self.audio,
             side=self.image_size,
         )
-
-    def words(self) -> Iterator[str]:
-        """The same on the command line: what is not the default."""
-        for one in fields(self):
-            value = getattr(self, one.name)
-            for part in value if isinstance(value, list) else [value]:
-                if part != one.default:
-                    yield from (f"--{one.name.replace('_', '-')}", str(part))
 
     def modalities(self) -> tuple[Modality, ...]:
         """The kinds of input that were asked for.
@@ -199,9 +190,13 @@ def command(  # noqa: PLR0913, PLR0917  # typer reads the options from the signa
     from gemma_doctor.verify.registry import RULES
 
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # large gradients find room
-    report = doctor.verify(source, measures, options, against=against)
+    with steps("reading the config", quiet=quiet) as step:
+        report = doctor.verify(source, measures, options, against=against, step=step)
     least = verdict.least(chosen)
-    telling = Telling(source, applied(options, RULES), least, _next(report, source, tuple(inputs.words()), trace))
+    command_line = spelled("verify", source, *given(inputs), *given(manner))
+    telling = Telling(
+        source, applied(options, RULES), least, _next(report, source, inputs, manner, trace), command=command_line
+    )
     brief, whole = partial(terminal.render_brief, report), partial(terminal.render, report, commands=telling.commands)
     write_all(outputs, report, telling, brief if quiet else whole, [trace])
     if trace is not None:
@@ -209,13 +204,16 @@ def command(  # noqa: PLR0913, PLR0917  # typer reads the options from the signa
     raise typer.Exit(doctor.exit_code(report, least))
 
 
-def _next(report: Report, source: str, inputs: Sequence[str], trace: str | None) -> tuple[tuple[str, str], ...]:
+def _next(
+    report: Report, source: str, inputs: Inputs, manner: Manner, trace: str | None
+) -> tuple[tuple[str, str], ...]:
     """What to do next, and what each command is for.
 
     Args:
         report: The report.
         source: SOURCE as the user gave it.
-        inputs: What the model was given, as options: it is given the same again.
+        inputs: What the model was given: it is given the same again.
+        manner: How it was run; a trace is of the float32 reference, whose backward pass it does not need.
         trace: ``--trace``.
     """
     if not report.findings:
@@ -225,7 +223,9 @@ def _next(report: Report, source: str, inputs: Sequence[str], trace: str | None)
     if not mends:
         return (rule,)
     there = trace if trace not in {None, STDOUT} else None
-    tracing = spelled("verify", source, "--no-backward", *inputs, "--trace", _TRACE)
+    forward = Manner(device=manner.device, no_backward=True, memory_limit=manner.memory_limit)
+    again = replace(manner, against=source)
+    tracing = spelled("verify", source, *given(inputs), *given(forward), "--trace", _TRACE)
     return (
         rule,
         *(() if there else ((tracing, "measure what the repair is to fit"),)),
@@ -233,5 +233,5 @@ def _next(report: Report, source: str, inputs: Sequence[str], trace: str | None)
             spelled("repair", source, "--output", MENDED, "--calibration", there or _TRACE),
             f"mend it ({', '.join(mends)})",
         ),
-        (spelled("verify", MENDED, *inputs, "--against", source), "see that it is mended"),
+        (spelled("verify", MENDED, *given(inputs), *given(again)), "see that it is mended"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
@@ -19,20 +19,21 @@ from gemma_doctor.examination import assemble
 from gemma_doctor.records import Coverage, Report, Source
 from gemma_doctor.verifications import Activation
 from gemma_doctor.verify.evidence import Evidence
-from gemma_doctor.verify.measures import Measures
+from gemma_doctor.verify.measures import Measures, untold
 from gemma_doctor.verify.registry import RULES
 from gemma_doctor.version import __version__
 
 __all__ = ["verify"]
 
 
-def verify(
+def verify(  # noqa: PLR0913  # how to run, how to judge, and who is told, each with a default
     source: str | os.PathLike[str],
     measures: Measures | None = None,
     options: Options | None = None,
     *,
     device: Device | None = None,
     against: str | os.PathLike[str] | None = None,
+    step: Callable[[str], None] = untold,
 ) -> Report:
     """Runs a checkpoint in float16, forward and backward, and watches every operation.
 
@@ -44,6 +45,7 @@ def verify(
         options: Which rules to apply, and what the user has set aside.
         device: Where to run, if not where ``measures`` says.
         against: Another checkpoint, whose logits in float32 are compared with this one's.
+        step: Told what is done next, in words, such as ``"text run in float32, backward"``.
 
     Returns:
         The report. Its ``verification`` says what was run; its coverage counts runs, one for each kind of input.
@@ -59,7 +61,7 @@ def verify(
     rules = chosen(RULES, options)
     checkpoint = fetched(source)
     other = None if against is None else fetched(against)
-    verified = _harness().verify(checkpoint, measures, other)
+    verified = _harness().verify(checkpoint, measures, other, step=step)
     known = assemble(checkpoint, {}, "float16", "transformers", whole=True)
     evidence = Evidence(verified.verification, known.model, known.on_disk, checkpoint.tensors)
     findings = [finding for rule in rules for finding in rule.check(evidence)]

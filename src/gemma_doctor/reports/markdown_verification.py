@@ -76,9 +76,8 @@ def _failure(modality: str, failure: FailingOp) -> str:
     """The first failing operation of a run in a sentence or two."""
     activation = failure.activation
     where = code(activation.module) if activation.module else "the model itself"
-    what = [
-        counted(count, kind) for count, kind in ((activation.stats.nan, "NaN"), (activation.stats.inf, "inf")) if count
-    ]
+    kinds = ((activation.stats.nan, "NaN"), (activation.stats.inf, "inf"))
+    what = [f"{count:,} {kind}" for count, kind in kinds if count]
     excess = (
         ""
         if failure.excess is None

@@ -1,19 +1,28 @@
-"""How far a long pass over bytes has come, on standard error: bytes, rate and time left."""
+"""How far long work has come, on standard error: bytes, rate and time left, or the step that it is at."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Bar", "bar"]
+__all__ = ["Bar", "bar", "steps"]
 
 _PERIOD = 0.1  # seconds between two looks of the bar: 100,000 small tensors must not cost 100,000 redraws
 
@@ -30,6 +39,23 @@ def bar(console: Console, doing: str) -> Iterator[Bar]:
     columns = (words, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         yield Bar(progress, doing)
+
+
+@contextmanager
+def steps(console: Console, doing: str) -> Iterator[Callable[[str], None]]:
+    """The step that long work is at, and the time since it began, on ``console``; it leaves no trace of itself.
+
+    Args:
+        console: Where it is shown.
+        doing: What is done first.
+
+    Yields:
+        What is told each further step, in words.
+    """
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(doing, total=None)
+        yield lambda words: progress.update(task, description=words)
 
 
 class Bar:

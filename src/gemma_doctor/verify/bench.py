@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,7 +15,7 @@ from gemma_doctor.errors import UsageError
 from gemma_doctor.verify import machine
 from gemma_doctor.verify.inputs import Batch
 from gemma_doctor.verify.loading import Subject
-from gemma_doctor.verify.measures import Measures
+from gemma_doctor.verify.measures import Measures, untold
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.step import Step, forward
 from gemma_doctor.verify.streaming import stream
@@ -35,11 +35,13 @@ class Bench:
         measures: How.
         device: Where.
         numel: Parameters of the model, to know whether it fits.
+        step: Told what is done next, in words.
     """
 
     measures: Measures
     device: torch.device
     numel: int
+    step: Callable[[str], None] = untold
 
     @contextmanager
     def model(self, subject: Subject, dtype: torch.dtype) -> Iterator[Any]:

@@ -64,6 +64,7 @@ class Candidate:
         trace = self.bench.trace(self.places)
         measures = self.bench.measures
         amp = measures.mode == "amp"
+        self.bench.step(f"{inputs.modality} run in float16")
         with self.places.watching(), torch.set_grad_enabled(measures.backward):
             with seeing(self.model, comparing), trace:
                 step = self.bench.run(self.model, inputs, torch.float32 if amp else torch.float16, amp=amp)
@@ -72,7 +73,8 @@ class Candidate:
             failure = self._failure(inputs.modality, events, reference)
             scales = None
             if measures.backward and bool(step.loss.isfinite()):  # otherwise no scale can be sound
-                scales = self._scales(step.loss, reference)
+                scales = self._scales(inputs.modality, step.loss, reference)
+                self.bench.step(f"{inputs.modality} run in float16, backward")
                 self._backward(step.loss, scales, trace)
                 events = trace.events()
                 failure = failure or self._gradient_failure(inputs.modality, events, reference, scales)
@@ -92,11 +94,12 @@ class Candidate:
         )
         return run, [*self._loaded(inputs.modality), *blame.merged(events, inputs.modality)]
 
-    def _scales(self, loss: Tensor, reference: Reference | None) -> LossScales:
+    def _scales(self, run: Modality, loss: Tensor, reference: Reference | None) -> LossScales:
         """The loss scales that were tried."""
         true = {} if reference is None else reference.gradients
 
         def backward(scale: float) -> Mapping[str, TensorStats]:
+            self.bench.step(f"{run} run in float16, backward at loss scale {scale:g}")
             return gradients(self.model, loss, scale)
 
         if self.bench.measures.loss_scale is not None:

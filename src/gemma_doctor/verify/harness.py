@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,13 +43,20 @@ class Verified:
     skipped: tuple[Skipped, ...]
 
 
-def verify(checkpoint: Checkpoint, measures: Measures, against: Checkpoint | None = None) -> Verified:
+def verify(
+    checkpoint: Checkpoint,
+    measures: Measures,
+    against: Checkpoint | None = None,
+    *,
+    step: Callable[[str], None],
+) -> Verified:
     """Run a checkpoint in float16, forward and backward, beside its float32 reference.
 
     Args:
         checkpoint: A folder that transformers loads.
         measures: How.
         against: Another checkpoint, whose logits in float32 are compared with this one's.
+        step: Told what is done next, in words.
 
     Raises:
         UsageError: If the model or the input cannot be run as asked.
@@ -59,7 +66,7 @@ def verify(checkpoint: Checkpoint, measures: Measures, against: Checkpoint | Non
         raise UsageError("another checkpoint is compared with the float32 reference: leave out --reference none")
     subject = read_config(checkpoint)
     numel = sum(tensor.numel for tensor in checkpoint.tensors.values())
-    bench = Bench(measures, machine.find(measures.device), numel)
+    bench = Bench(measures, machine.find(measures.device), numel, step)
     batches, skipped = _batches(subject, measures)
     true: dict[Modality, Reference] = {}
     beside: dict[Modality, Bfloat16] = {}

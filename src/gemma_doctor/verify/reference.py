@@ -75,10 +75,14 @@ def _reference(
 ) -> Reference:
     keeping, trace, backward = Keeping(), bench.trace(places), bench.measures.backward
     with places.watching(), torch.set_grad_enabled(backward):
+        bench.step(f"{inputs.modality} run in float32")
         with seeing(model, keeping), trace:
             step = bench.run(model, inputs, torch.float32)
-        with trace:
-            grads = gradients(model, step.loss, 1.0) if backward else {}
+        grads: Mapping[str, TensorStats] = {}
+        if backward:
+            bench.step(f"{inputs.modality} run in float32, backward")
+            with trace:
+                grads = gradients(model, step.loss, 1.0)
     return Reference(
         keeping.kept, trace.events().by_key(), weights, grads, step.logits.cpu(), float(step.loss.detach())
     )
@@ -86,6 +90,7 @@ def _reference(
 
 def logits(bench: Bench, subject: Subject, batches: Sequence[Batch]) -> dict[Modality, Tensor]:
     """What another checkpoint says to the same inputs in float32."""
+    bench.step("the other checkpoint in float32")
     with bench.model(subject, torch.float32) as model, torch.no_grad():
         return {item.modality: bench.run(model, item, torch.float32).logits.cpu() for item in batches}
 
@@ -97,6 +102,7 @@ def bfloat16(
     found: dict[Modality, Bfloat16] = {}
     with bench.model(subject, torch.bfloat16) as model, torch.no_grad():
         for item in batches:
+            bench.step(f"{item.modality} run in bfloat16")
             reference = true[item.modality]
             comparing = Comparing(reference.kept)
             with seeing(model, comparing):
