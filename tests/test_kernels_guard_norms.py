@@ -329,6 +329,19 @@ def test_without_torchs_private_name_all_counts_as_watched(monkeypatch: pytest.M
     assert not devices.is_watched(torch.ones(1))
 
 
+@pytest.mark.parametrize("channels", [1, 24, 64, 256, 257, 640, 2048, 2560, 4096, 5376, 8192])
+@pytest.mark.parametrize("layout", ["rows", "maps"])
+def test_what_is_read_ahead_fits_the_smallest_gpu(channels: int, layout: str) -> None:
+    """64 KiB of shared memory, with two tensors of float32: all stages but one lie there."""
+    shape, dim = (torch.Size((9000, channels)), -1) if layout == "rows" else (torch.Size((4, channels, 9000)), 1)
+    found = norms_tiles.plan(shape, torch.empty(shape, device="meta").stride(), dim)
+    assert found is not None
+    *_, block, stages = found.backward.tile
+    held = found.backward.tile[0] if found.before else sum(norms_tiles.tiles(channels))
+    assert stages > 1
+    assert (stages - 1) * block * held * 8 <= 1 << 16
+
+
 @interpreted
 @pytest.mark.parametrize("layout", ["rows", "maps"])
 def test_a_program_that_goes_over_several_blocks(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
