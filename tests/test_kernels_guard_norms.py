@@ -329,6 +329,15 @@ def test_without_torchs_private_name_all_counts_as_watched(monkeypatch: pytest.M
     assert not devices.is_watched(torch.ones(1))
 
 
+@interpreted
+@pytest.mark.parametrize(("count", "channels"), [(1, 1), (256, 16), (600, 20)])
+def test_parts_of_a_weights_gradient_are_added_up(count: int, channels: int) -> None:
+    parts = torch.randn((count, channels), generator=torch.Generator().manual_seed(0))
+    found = torch.full((channels,), math.nan, dtype=torch.float16)
+    norms_tiles.adding(count, channels).start((parts, found))
+    torch.testing.assert_close(found.double(), parts.double().sum(0), rtol=2.0**-11, atol=1e-5)
+
+
 @pytest.mark.parametrize("channels", [1, 24, 64, 256, 257, 640, 2048, 2560, 4096, 5376, 8192])
 @pytest.mark.parametrize("layout", ["rows", "maps"])
 def test_what_is_read_ahead_fits_the_smallest_gpu(channels: int, layout: str) -> None:

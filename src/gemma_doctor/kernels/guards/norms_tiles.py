@@ -15,7 +15,7 @@ import torch
 from gemma_doctor.kernels.guards import triton_maps, triton_rows, triton_split
 from gemma_doctor.kernels.guards.launching import Launch
 
-__all__ = ["KERNELS", "SPLIT_KERNELS", "Plan", "Split", "plan", "split", "tiled", "tiles", "whole"]
+__all__ = ["KERNELS", "SPLIT_KERNELS", "Plan", "Split", "adding", "plan", "split", "tiled", "tiles", "whole"]
 
 _MOST_CHANNELS = 8192
 """A program holds all channels of a position: more would not fit the registers."""
@@ -166,10 +166,10 @@ def tiled(shape: tuple[int, ...], block: int, warps: int, stages: int = 0) -> La
 def whole(channels: int, positions: int, forward: Launch, backward: Launch) -> Plan:
     """A plan of programs that hold all channels."""
     parts = backward.grid[0]
-    return Plan(channels, positions, forward, backward, _adding(parts, channels), parts)
+    return Plan(channels, positions, forward, backward, adding(parts, channels), parts)
 
 
-def _adding(parts: int, channels: int) -> Launch:
+def adding(parts: int, channels: int) -> Launch:
     """Some channels to a program, so that programs are many."""
     block, width = 256, 16
     return Launch(triton_rows.add_parts, (-(-channels // width), 1, 1), (block, width, 3), 8, (parts, channels))
@@ -210,8 +210,8 @@ def split(shape: tuple[int, int, int], forward: Split, backward: Split) -> Plan:
     products, gradients = _shared(shape, backward, backward=True)
     parts = products.grid[0] * items
     shares = max(squares.grid[1], products.grid[1])
-    adding = _adding(parts, channels)
-    return Plan(channels, items * positions, normalising, gradients, adding, parts, shares, (squares, products))
+    before = squares, products
+    return Plan(channels, items * positions, normalising, gradients, adding(parts, channels), parts, shares, before)
 
 
 def _shared(shape: tuple[int, int, int], how: Split, *, backward: bool) -> tuple[Launch, Launch]:
