@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from timm.models._efficientnet_blocks import EdgeResidual, MobileAttention, Univ
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gemma_doctor.kernels import guard
+from gemma_doctor.kernels import guard, unguard
+from gemma_doctor.kernels.guards import encoder
 from gemma_doctor.kernels.guards.convolutions import RowScale, convolve
+from gemma_doctor.kernels.guards.planning import Site
 from gemma_doctor.kernels.guards.replacements import is_guarded
 from gemma_doctor.kernels.guards.scaling import row_bounds
 from gemma_doctor.tensors import FP16_MAX
@@ -112,6 +115,49 @@ def test_guarded_in_float16_it_holds_whatever_comes_in(name: str) -> None:
         brain = copy.deepcopy(block).bfloat16()(x.bfloat16())
     assert infinities.seen == []
     assert error(found, wanted) < 0.5 * error(brain, wanted)
+
+
+def test_a_norm_lets_its_gain_through() -> None:
+    """The second convolution of a block is scaled by what the first one's norm may give, not by what came in."""
+    block = partial(edge, noskip=True)().eval()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.fill_(2.0**8 if parameter.dim() == 1 else 2.0**5)
+        x = torch.ones((1, CHANNELS, 8, 8))
+        wanted, half = block(x), block.half()
+        guard(half)
+        assert error(half(x.half()), wanted) < 2.0**-8
+
+
+KNOWN = ["edge residual", "edge residual, no shortcut", "attention", "attention, smaller keys", "inverted residual"]
+
+
+def within_its_bound(block: Any) -> bool:  # noqa: ANN401  # a class of timm
+    """Whether no result of inputs of at most 1000 is larger than what the next block goes by."""
+    peak = 1000.0
+    block.drop_path = nn.Identity()
+    plan: Any = encoder._BLOCKS[type(block).__name__]  # noqa: SLF001
+    bound = plan(Site(block, torch.float32), block, torch.full((CHANNELS,), peak, dtype=torch.float64))
+    unguard(block)
+    with torch.no_grad():
+        largest = block(image(1.0).sign() * peak).abs().amax((0, 2, 3))
+    return bool((largest <= bound).all())
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_no_result_is_larger_than_the_bound_that_the_next_block_goes_by(name: str) -> None:
+    block: Any = made(name).eval()
+    if not name.startswith("edge"):
+        block.layer_scale.gamma.data = torch.randn(CHANNELS, generator=torch.Generator().manual_seed(3)) * 100
+    assert within_its_bound(block)
+
+
+def test_each_head_averages_all_values() -> None:
+    """The first value is large, and only the second head's average of it is read."""
+    block: Any = made("attention").eval()
+    block.attn.value.proj.weight.data[0] *= 2.0**12
+    block.attn.output.proj.weight.data.zero_()[:, 8] = 1.0
+    assert within_its_bound(block)
 
 
 def test_blocks_with_other_norms_are_left_alone() -> None:

@@ -40,6 +40,19 @@ def test_guarded_float16_agrees_with_float32_better_than_bfloat16_does(planting:
         assert not plain < 0.9
 
 
+def test_whatever_the_image() -> None:
+    """Also one that nobody has divided by 255, or worse."""
+    wide, image = tower("sound", torch.float32), pixels() * 60_000
+    half = tower("sound", torch.float16)
+    guard(half)
+    with Infinities() as infinities:
+        found = half.forward_features(image.half())
+    assert infinities.seen == []
+    brain = tower("sound", torch.bfloat16).forward_features(image.bfloat16())
+    wanted = wide.forward_features(image)
+    assert error(found, wanted) < 0.5 * error(brain, wanted)
+
+
 @pytest.mark.parametrize("planting", ["published", "outputs"])
 def test_in_float32_the_guard_changes_no_bit(planting: str) -> None:
     """Powers of two are all that it adds."""

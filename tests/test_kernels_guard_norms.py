@@ -19,6 +19,7 @@ from gemma_doctor.kernels.devices import runs_triton
 from gemma_doctor.kernels.guards import norms, norms_fused, norms_tiles, norms_torch
 from gemma_doctor.kernels.guards.norms import Form, rms_norm
 from gemma_doctor.kernels.guards.norms_torch import Operands
+from gemma_doctor.kernels.guards.planning import gain_bound
 from gemma_doctor.kernels.guards.scaling import ROOM, exponents, power_of_two, row_bounds
 
 interpreted = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what the interpreter's NumPy says of NaN
@@ -395,6 +396,14 @@ def test_numbers_of_channels_that_tiles_do_not_divide(channels: int, layout: tor
     wanted = norms_torch.backward(grad, operands, same, form, frozen=False)
     torch.testing.assert_close(found[0], wanted[0], rtol=2.0**-10, atol=1e-5)
     torch.testing.assert_close(found[1], wanted[1], rtol=2.0**-8, atol=1e-3)
+
+
+def test_no_norm_gives_more_than_its_gain_allows_and_one_channel_alone_reaches_it() -> None:
+    weight = torch.tensor([-3.0, 0.0, 2.0, -0.5])
+    for offset in (0.0, 1.0):
+        bounds = gain_bound(weight, offset)
+        alone = rms_norm(torch.eye(4) * 100, weight, Form(1e-6, -1, torch.float32, offset=offset)).abs().amax(0)
+        torch.testing.assert_close(alone.double(), bounds, rtol=1e-6, atol=0)
 
 
 # Powers of two

@@ -170,6 +170,17 @@ def test_products_of_any_magnitude(x_exponent: int, weight_exponent: int, seed: 
     assert bool(((found - wanted).abs() <= scale * 2.0**-9 + 1e-3).all())
 
 
+def test_a_position_is_scaled_by_itself_and_doubles_stay_doubles() -> None:
+    linear = nn.Linear(8, 3).half()
+    x = torch.randn((2, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[1] *= 2.0**40
+    found, wanted = exact_product(linear, x.float(), largest_row(linear)), copy.deepcopy(linear).double()(x)
+    assert [error(found[row], wanted[row]) < 2.0**-9 for row in range(2)] == [True, True]
+    double = exact_product(copy.deepcopy(linear).double(), x, largest_row(linear))
+    assert double.dtype == torch.float64
+    assert error(double, wanted) < 2.0**-45
+
+
 def test_products_pass_on_nan_where_it_stands() -> None:
     linear = nn.Linear(4, 3).half()
     x = torch.ones((3, 4))

@@ -389,6 +389,16 @@ def test_quantised_layers_are_left_as_they_are() -> None:
     assert error(says(model), wanted) < 2.0**-7
 
 
+def test_a_quantised_projection_of_gemma3n_is_left_as_it_is() -> None:
+    text = copy.deepcopy(sound("gemma3n")).half().model.language_model
+    text.per_layer_model_projection = Quantised(text.per_layer_model_projection)
+    text.altup_projections[0] = Quantised(text.altup_projections[0])
+    guard(text)
+    assert not is_guarded(text.per_layer_model_projection)
+    assert not is_guarded(text.altup_projections[0])
+    assert is_guarded(text.altup_projections[1])
+
+
 # What is refused
 
 
