@@ -182,6 +182,14 @@ def test_a_scaled_weight_is_the_weight_times_a_power_of_two(k: int, dtype: torch
         assert k > 24 or dtypes.seen <= {dtype}
 
 
+def test_small_weights_of_a_scaled_row_lose_at_most_half_of_float16s_smallest_step() -> None:
+    weight = (torch.randn((1, 4096, 1, 1), generator=torch.Generator().manual_seed(0)) * 2.0**-12).half()
+    scale = RowScale(torch.tensor([2.0**20]), weight)
+    lost = (scale.scaled(weight).double() - weight.double() * 2.0**-5).abs()
+    assert scale.largest == 5
+    assert 0 < float(lost.max()) <= 2.0**-25
+
+
 class Dtypes(TorchDispatchMode):  # type: ignore[misc]  # torch counts as untyped
     """Those of results as large as a weight while it lasts."""
 

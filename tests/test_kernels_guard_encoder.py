@@ -40,6 +40,13 @@ def test_guarded_float16_agrees_with_float32_better_than_bfloat16_does(planting:
         assert not plain < 0.9
 
 
+def test_maps_of_16_bits_lie_channels_last() -> None:
+    for dtype, layout in ((torch.float16, torch.channels_last), (torch.float32, torch.contiguous_format)):
+        model = tower("sound", dtype)
+        guard(model)
+        assert model.conv_stem(pixels().to(dtype)).is_contiguous(memory_format=layout)
+
+
 def test_whatever_the_image() -> None:
     """Also one that nobody has divided by 255, or worse."""
     wide, image = tower("sound", torch.float32), pixels() * 60_000

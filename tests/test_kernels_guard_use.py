@@ -283,6 +283,30 @@ def test_what_adapters_add_is_that_of_float32(what: str, order: str) -> None:
     assert error(says(breaking(name, torch.float32)), wanted) > 0.1
 
 
+@pytest.mark.parametrize("order", ["guard first", "peft first"])
+def test_adapters_of_the_audio_towers_convolutions(order: str) -> None:
+    from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415  # seconds
+
+    frames = torch.randn((1, 64, 128), generator=torch.Generator().manual_seed(1))
+
+    def heard(dtype: torch.dtype, order: str = "no guard") -> torch.Tensor:
+        audio = loud("gemma3n", dtype).model.audio_tower
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules=r".*(conv_0\.conv|conv_1\.conv)", init_lora_weights=False)
+        if order == "guard first":
+            guard(audio)
+        inject_adapter_in_model(config, audio)
+        if order == "peft first":
+            guard(audio)
+        width = audio.config.input_feat_size
+        result: torch.Tensor = audio(frames[..., :width].to(dtype), torch.zeros((1, 64), dtype=torch.bool))[0]
+        return result
+
+    wanted = heard(torch.float32)
+    assert not error(heard(torch.float16), wanted) < 0.1
+    assert error(heard(torch.float16, order), wanted) < 0.5 * error(heard(torch.bfloat16), wanted)
+
+
 @warned
 def test_adapters_are_trained_on_float16_weights_as_on_float32_and_merged() -> None:
     wide = adapted(loud("gemma3", torch.float32), "all-linear")
