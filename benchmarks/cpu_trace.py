@@ -1,10 +1,10 @@
 """What tracing costs in Python for each operation, seen on a CPU: the layers of Gemma 3n E2B, made narrow.
 
-Usage: python benchmarks/cpu_trace.py
+Usage: PYTHONPATH=tests python benchmarks/cpu_trace.py
 
 Prints a Markdown table of a training step on one sequence of 8 tokens: as it is, under a torch dispatch mode that does
-nothing, and traced with the measuring left out, since a CPU measures at once and a GPU only starts to. Medians of seven
-after one that warms up, on one thread.
+nothing, under one that views pass by, and traced with the measuring left out, since a CPU measures at once and a GPU
+only starts to. The least processor time of twelve, which take turns, on one thread.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from inputs import E2B_CONFIG
 
 from gemma_doctor.kernels.outputs import Launched
 from gemma_doctor.verify import tracing
+from gemma_doctor.verify.passing import views_pass
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.tracing import Trace
 
@@ -60,6 +61,8 @@ def main() -> None:
 
     with (empty := Empty()):
         step()
+    with views_pass(), (passing := Empty()):
+        step()
     places, outputs = Places.of(model), 0
 
     def traced() -> None:
@@ -68,13 +71,18 @@ def main() -> None:
             step()
         outputs = len(trace.events())
 
+    def unseen() -> None:
+        with views_pass(), Empty():
+            step()
+
     runs: dict[str, _Run] = {
         "bare": (step, nullcontext()),
         "empty dispatch mode": (step, Empty()),
+        "empty dispatch mode, views pass": (unseen, nullcontext()),
         "traced": (traced, nullcontext()),
     }
     times = _least(runs)
-    print(f"{empty.calls:,} operations, {outputs:,} outputs\n")
+    print(f"{empty.calls:,} operations, {passing.calls:,} without views, {outputs:,} outputs\n")
     print("| step | ms | us an operation beyond the bare step |\n| --- | ---: | ---: |")
     for what, seconds in times.items():
         print(f"| {what} | {1e3 * seconds:,.0f} | {1e6 * (seconds - times['bare']) / empty.calls:.1f} |")

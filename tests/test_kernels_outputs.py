@@ -21,6 +21,7 @@ from tensors import DTYPES, Tensor, agree, edges, item_size, packed, small
 from gemma_doctor.kernels import outputs, outputs_fused, outputs_torch
 from gemma_doctor.kernels.devices import runs_triton
 from gemma_doctor.kernels.outputs import launch
+from gemma_doctor.kernels.pieces import Grain, cut
 from gemma_doctor.tensors import TensorStats
 
 Measure = Callable[[Sequence[torch.Tensor]], list[TensorStats]]
@@ -163,6 +164,40 @@ def test_a_gpu_gets_the_kernel_for_what_it_measures_and_reductions_for_the_rest(
     fused = 4 * len(FUSED) if capable else 0
     measured = [sum(len(call.args[0]) for call in way.call_args_list) for way in ways]
     assert measured == [fused, 2 * (len(NAMES) + len(FUSED)) - fused]
+
+
+ITEMSIZES = np.array([2, 2, 4])
+VECTOR, STEP, MOST = 16, 64, 256
+
+Places = list[tuple[int, int, int]]
+"""Address in elements, elements and dtype of tensors."""
+
+
+@given(st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 700), st.integers(0, 2))), st.integers(1, 9))
+def test_pieces_are_the_tensors_whole_and_once(places: Places, programs: int) -> None:
+    kinds = np.array([kind for *_, kind in places], np.int64)
+    addresses = np.array([place for place, *_ in places], np.int64) * ITEMSIZES[kinds]
+    sizes = np.array([size for _, size, _ in places], np.int64)
+    pieces, starts = cut(addresses, sizes, kinds, ITEMSIZES, Grain(VECTOR, programs, STEP, MOST))
+    assert starts[0] == 0
+    assert starts[-1] == len(pieces)
+    for kind, itemsize in enumerate(ITEMSIZES):
+        assert {*kinds[pieces[starts[kind] : starts[kind + 1], 2]]} <= {kind}
+        for tensor in np.flatnonzero(kinds == kind):
+            mine = pieces[pieces[:, 2] == tensor]
+            ends = mine[:, 0] + mine[:, 1] * itemsize
+            assert [addresses[tensor], *ends] == [*mine[:, 0], addresses[tensor] + sizes[tensor] * itemsize]
+            assert not (mine[1:, 0] % VECTOR).any()
+            assert ((mine[:, 1] > 0) & (mine[:, 1] * itemsize <= MOST)).all()
+            assert mine[0, 1] * itemsize < VECTOR or not addresses[tensor] % VECTOR if len(mine) else not sizes[tensor]
+
+
+def test_pieces_grow_with_the_work_up_to_the_most() -> None:
+    def longest(size: int) -> int:
+        one = np.array([0]), np.array([size]), np.array([2]), ITEMSIZES
+        return int(cut(*one, Grain(VECTOR, 3, STEP, MOST))[0][:, 1].max()) * 4
+
+    assert [longest(size) for size in (4, 16, 40, 60, 100, 1000)] == [16, 64, 64, 128, 192, 256]
 
 
 # What launch makes of tensors

@@ -121,15 +121,15 @@ def launch(tensors: Sequence[torch.Tensor]) -> Launched:
     if len(devices) > 1:
         raise ValueError(f"tensors of one launch lie on one device, not on {', '.join(sorted(map(str, devices)))}")
     with torch.no_grad():
-        flat = [x if x.is_contiguous() and not x.is_neg() else _flat(x) for x in tensors]
-        return _on_cpu(flat) if devices.pop().type == "cpu" else _on_gpu(flat, dtypes)
+        dense = [x if x.is_contiguous() and not x.is_neg() else _dense(x) for x in tensors]
+        return _on_cpu(dense) if devices.pop().type == "cpu" else _on_gpu(dense, dtypes)
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """All elements in some order, contiguous; in place where they lie without gaps."""
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """All elements in some order, without gaps; in place where they lie so."""
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
-    return tensor.as_strided((tensor.numel(),), (1,)) if _is_dense(tensor) else tensor.contiguous()
+    return tensor if _is_dense(tensor) else tensor.contiguous()
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
@@ -145,7 +145,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 def _on_cpu(tensors: list[torch.Tensor]) -> Launched:
     """Measured at once, for nobody says when the tensors change."""
-    flat = ((tensor.detach().view(-1), _NAMES[tensor.dtype]) for tensor in tensors)
+    flat = ((tensor.detach().as_strided((tensor.numel(),), (1,)), _NAMES[tensor.dtype]) for tensor in tensors)
     done = [measure(tensor.view(torch.uint8).numpy(), name, tuple(tensor.shape)) for tensor, name in flat]
     wrong = [stats.nan + stats.inf for stats in done]
     return Launched((_Part(range(len(done)), lambda: done, lambda: wrong),))

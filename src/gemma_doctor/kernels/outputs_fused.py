@@ -11,6 +11,7 @@ import torch
 
 from gemma_doctor.kernels import triton_outputs
 from gemma_doctor.kernels.formats import FLOATS
+from gemma_doctor.kernels.pieces import Grain, cut
 from gemma_doctor.tensors import TensorStats
 
 __all__ = ["DTYPES", "enqueue", "nonfinite", "read"]
@@ -48,37 +49,27 @@ def enqueue(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     Returns:
         The table, shape (tensors, 9), int64, for :func:`read`.
     """
-    number = len(tensors)
-    addresses = np.array([tensor.data_ptr() for tensor in tensors])
-    sizes = np.array([tensor.numel() for tensor in tensors])
-    dtypes = [tensor.dtype for tensor in tensors]
-    kinds = np.array([_KINDS[dtype] for dtype in dtypes])
-    size = _piece_bytes(int((sizes * _ITEMSIZES[kinds]).sum()))
-    work = []
-    for kind, dtype in enumerate(DTYPES):
-        lines = np.flatnonzero((kinds == kind) & (sizes > 0))
-        places = np.stack([addresses[lines], sizes[lines], lines], axis=1)
-        work.append(_pieces(places, dtype.itemsize, size))
-    table, *on_device = _sent(number, work, tensors[0].device)
-    for dtype, pieces in zip(DTYPES, on_device, strict=True):
-        if len(pieces):
-            _launch(pieces, table, dtype)
+    addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
+    sizes = np.array([tensor.numel() for tensor in tensors], np.int64)
+    kinds = np.array([_KINDS[tensor.dtype] for tensor in tensors], np.int64)
+    pieces, starts = cut(addresses, sizes, kinds, _ITEMSIZES, Grain(_VECTOR, _PROGRAMS, _TILE * _LOADS, _PIECE))
+    table, work = _sent(len(tensors), pieces, tensors[0].device)
+    with torch.cuda.device_of(table):  # Triton launches on the current device
+        for dtype, start, stop in zip(DTYPES, starts.tolist(), starts[1:].tolist(), strict=False):
+            if start < stop:
+                _launch(work[3 * start :], stop - start, table, dtype)
     return table
 
 
-def _sent(number: int, work: list[npt.NDArray[np.int64]], device: torch.device) -> list[torch.Tensor]:
+def _sent(number: int, pieces: npt.NDArray[np.int64], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """An empty table and what is to be done, in one copy: torch keeps the pinned memory until the device has it."""
-    lengths = [number, *map(len, work)]
-    widths = [triton_outputs.COLUMNS.value, *[3] * len(work)]
-    ends = np.cumsum([length * width for length, width in zip(lengths, widths, strict=True)])
-    held = torch.empty(int(ends[-1]), dtype=torch.int64, pin_memory=device.type == "cuda")
+    end = number * triton_outputs.COLUMNS.value
+    held = torch.empty(end + pieces.size, dtype=torch.int64, pin_memory=device.type == "cuda")
     values = held.numpy()
-    values[: ends[0]] = 0
-    for start, stop, pieces in zip(ends, ends[1:], work, strict=False):
-        values[start:stop] = pieces.reshape(-1)
+    values[:end] = 0
+    values[end:] = pieces.reshape(-1)
     sent = held.to(device, non_blocking=True)
-    parts = sent.tensor_split([int(end) for end in ends[:-1]])
-    return [part.view(length, width) for part, length, width in zip(parts, lengths, widths, strict=True)]
+    return sent[:end].view(number, -1), sent[end:]
 
 
 def read(table: torch.Tensor, counts: Sequence[int]) -> list[TensorStats]:
@@ -122,51 +113,19 @@ def _of_key(key: int) -> float:
     return float(np.int32(bits).view(np.float32)) + 0.0
 
 
-def _launch(work: torch.Tensor, table: torch.Tensor, dtype: torch.dtype) -> None:
-    """One launch over all pieces."""
+def _launch(work: torch.Tensor, pieces: int, table: torch.Tensor, dtype: torch.dtype) -> None:
+    """One launch over so many pieces."""
     limits = FLOATS[_NAMES[dtype]]
-    with torch.cuda.device_of(table):  # Triton launches on the current device
-        triton_outputs.scan[(len(work),)](
-            work,
-            table,
-            table.view(torch.float64),
-            packed=dtype.itemsize == 2,  # noqa: PLR2004  # bytes of half a word
-            is_float16=dtype is torch.float16,
-            normal=limits.normal,
-            kept=limits.kept,
-            words=_TILE // 4,
-            loads=_LOADS,
-            num_warps=_WARPS,
-            enable_fp_fusion=True,
-        )
-
-
-def _pieces(places: npt.NDArray[np.int64], itemsize: int, size: int) -> npt.NDArray[np.int64]:
-    """What each program scans.
-
-    Elements before the first multiple of 16 bytes are a piece of their own: wide loads must not begin there.
-
-    Args:
-        places: Address, elements, line of the table for each tensor; shape (tensors, 3).
-        itemsize: Bytes of an element.
-        size: Most bytes of a piece.
-
-    Returns:
-        The same for each piece; shape (pieces, 3).
-    """
-    addresses, sizes, lines = places.T
-    heads = np.minimum(-addresses % _VECTOR // itemsize, sizes)
-    bodies = sizes - heads
-    elements = size // itemsize
-    number = -(-bodies // elements)
-    which = np.repeat(np.arange(len(places)), number)
-    first = (np.arange(len(which)) - np.repeat(np.cumsum(number) - number, number)) * elements
-    starts = (addresses + heads * itemsize)[which] + first * itemsize
-    body = np.stack([starts, np.minimum(bodies[which] - first, elements), lines[which]], axis=1)
-    return np.concatenate([body, np.stack([addresses, heads, lines], axis=1)[heads > 0]])
-
-
-def _piece_bytes(total: int) -> int:
-    """Bytes of a piece, whole rounds of tiles, for launches of that many bytes."""
-    step = _TILE * _LOADS
-    return min(max(step, -(-total // (_PROGRAMS * step)) * step), _PIECE)
+    triton_outputs.scan[(pieces,)](
+        work,
+        table,
+        table.view(torch.float64),
+        packed=dtype.itemsize == 2,  # noqa: PLR2004  # bytes of half a word
+        is_float16=dtype is torch.float16,
+        normal=limits.normal,
+        kept=limits.kept,
+        words=_TILE // 4,
+        loads=_LOADS,
+        num_warps=_WARPS,
+        enable_fp_fusion=True,
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias, overload
 
@@ -16,7 +16,7 @@ from gemma_doctor.tensors import TensorStats
 from gemma_doctor.verifications import Phase
 from gemma_doctor.verify.dtypes import name_of
 
-__all__ = ["Event", "Events", "Key", "Origin", "Raw", "Sources"]
+__all__ = ["Event", "Events", "Key", "Kind", "Log", "Origin", "Place", "Spot"]
 
 Key: TypeAlias = tuple[Phase, str, str, int]
 """Phase, module, operation, and how often that operation had run there: the same place in another run of the model."""
@@ -24,10 +24,50 @@ Key: TypeAlias = tuple[Phase, str, str, int]
 Origin: TypeAlias = "int | str | None"
 """The step that made a tensor, or the name of the parameter that it is; None for what nobody measured."""
 
-Sources: TypeAlias = "tuple[Origin, ...]"
+Place: TypeAlias = tuple[Phase, str]
+"""Phase and module."""
 
-Raw: TypeAlias = tuple[tuple[Phase, str], str, Sources, bool]
-"""Phase and module, operation, where its tensors came from, and whether a number given to it is infinite or NaN."""
+Spot: TypeAlias = "Place | int"
+"""A place, or the sequence number of the autograd node that ran, which tells it later."""
+
+Kind: TypeAlias = tuple[torch.dtype, torch.Size]
+"""Dtype and shape."""
+
+
+@dataclass(slots=True)
+class Log:
+    """What was noted of each output, in columns: an object for each would be looked at by each garbage collection.
+
+    Attributes:
+        spots: Where it arose.
+        ops: The operation.
+        origins: Where the tensors that went into it came from; one after the other, of all outputs.
+        ends: Where its own end.
+        unbounded: The steps at which a number given to the operation is infinite or NaN.
+        kinds: Its dtype and shape, once it is on its way to be measured.
+    """
+
+    spots: list[Spot] = field(default_factory=list)
+    ops: list[str] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    unbounded: set[int] = field(default_factory=set)
+    kinds: list[Kind] = field(default_factory=list)
+
+    def copied(self) -> Log:
+        """What was noted until now."""
+        return Log(
+            spots=self.spots.copy(),
+            ops=self.ops.copy(),
+            origins=self.origins.copy(),
+            ends=self.ends.copy(),
+            unbounded=self.unbounded.copy(),
+            kinds=self.kinds.copy(),
+        )
+
+    def sources(self, step: int) -> list[Origin]:
+        """Where the tensors that went into an output came from."""
+        return self.origins[self.ends[step - 1] if step else 0 : self.ends[step]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +105,19 @@ class Events(Sequence[Event]):
     """All outputs in the order of execution.
 
     Attributes:
-        raw: What was noted of each.
-        kinds: Its dtype and shape.
+        log: What was noted of each.
+        found: Tells the places of spots.
         launched: The measurements, each of the outputs from ``starts`` on.
         starts: The first step of each measurement.
     """
 
-    raw: Sequence[Raw]
-    kinds: Sequence[tuple[torch.dtype, torch.Size]]
+    log: Log
+    found: Callable[[Iterable[Spot]], Iterable[Place]]
     launched: Sequence[Launched]
     starts: Sequence[int]
 
     def __len__(self) -> int:
-        return len(self.raw)
+        return len(self.log.ops)
 
     @overload
     def __getitem__(self, step: int) -> Event: ...
@@ -89,8 +129,8 @@ class Events(Sequence[Event]):
         if isinstance(step, slice):
             return [self[at] for at in range(*step.indices(len(self)))]
         at = range(len(self))[step]
-        _, _, origins, unbounded = self.raw[at]
-        dtype, shape = self.kinds[at]
+        origins = self.log.sources(at)
+        dtype, shape = self.log.kinds[at]
         return Event(
             step=at,
             key=self._keys[at],
@@ -98,7 +138,7 @@ class Events(Sequence[Event]):
             shape=tuple(shape),
             inputs=tuple(origin for origin in origins if isinstance(origin, int)),
             weights=tuple(origin for origin in origins if isinstance(origin, str)),
-            unbounded=unbounded,
+            unbounded=at in self.log.unbounded,
             stats=self.stats(at),
         )
 
@@ -118,12 +158,11 @@ class Events(Sequence[Event]):
 
     @cached_property
     def _keys(self) -> list[Key]:
-        counts: Counter[tuple[tuple[Phase, str], str]] = Counter()
+        counts: Counter[tuple[Place, str]] = Counter()
         keys: list[Key] = []
-        for (phase, module), op, *_ in self.raw:
-            place = (phase, module), op
-            keys.append((phase, module, op, counts[place]))
-            counts[place] += 1
+        for place, op in zip(self.found(self.log.spots), self.log.ops, strict=True):
+            keys.append((*place, op, counts[place, op]))
+            counts[place, op] += 1
         return keys
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 __all__ = ["Operation", "address", "operation", "tensors_in"]
+
+address: Callable[[Tensor], int] = torch._C._data_address  # noqa: SLF001  # without a storage that Python sees
+"""Where a tensor's memory begins, which its views share; 0 where it has none."""
 
 _UNINITIALISED = frozenset(
     f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_")
@@ -30,8 +33,10 @@ class Operation:
         written: Positions of the arguments that it writes to; keyword-only ones by name.
         initialises: Whether what it makes has defined numbers.
         silent: Whether it makes and writes nothing.
+        numbers: Whether it takes any that could be infinite.
         run: torch's operator, without the Python around it.
-        plain: Whether it makes one new tensor, writes to none, and takes no list of tensors and none by keyword.
+        plain: Whether it makes one new tensor with defined numbers, writes to none, and takes no list of tensors and
+            none by keyword.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Operation:
     written: tuple[int | str, ...]
     initialises: bool
     silent: bool
+    numbers: bool
     run: Any
     plain: bool
 
@@ -76,14 +82,16 @@ def operation(overload: Any) -> Operation:  # noqa: ANN401  # torch's OpOverload
     fresh = frozenset(made) & {0} if "attention" in name else frozenset(made)
     tensors = [argument for argument in schema.arguments if "Tensor" in str(argument.type)]
     single = not any(argument.kwarg_only or "List" in str(argument.type) for argument in tensors)
+    initialises = name not in _UNINITIALISED
     return Operation(
         name=name.replace("::", "."),
         made=fresh,
         written=written,
-        initialises=name not in _UNINITIALISED,
+        initialises=initialises,
         silent=not (fresh or written),
+        numbers=any(kind in str(argument.type) for argument in schema.arguments for kind in ("number", "float")),
         run=overload._op,  # noqa: SLF001  # a third of what calling an operator from Python takes is Python
-        plain=returned == ["Tensor"] and bool(fresh) and single and not written,
+        plain=returned == ["Tensor"] and bool(fresh) and single and not written and initialises,
     )
 
 
@@ -95,9 +103,3 @@ def tensors_in(value: object) -> Iterator[Tensor]:
         for item in value:
             if isinstance(item, torch.Tensor):
                 yield item
-
-
-def address(tensor: Tensor) -> int:
-    """Where a tensor's memory begins, which its views share; 0 where it has none."""
-    begin: int = tensor.untyped_storage().data_ptr()
-    return begin

@@ -11,21 +11,21 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from gemma_doctor.verifications import Phase
+from gemma_doctor.verify.events import Place, Spot
 from gemma_doctor.verify.operations import address
 from gemma_doctor.verify.passing import ordinary
 from gemma_doctor.verify.streaming import Streamed, streamed
 
-__all__ = ["Places", "Spot"]
+__all__ = ["Places"]
 
-Spot: TypeAlias = "tuple[Phase, str] | int"
-"""Phase and module, or the sequence number of the autograd node that runs, which tells the module later."""
+_graph_task = torch._C._current_graph_task_id  # noqa: SLF001  # torch.utils.module_tracker asks it too
+_running_node = torch._C._current_autograd_node  # noqa: SLF001  # no public name tells it
 
 _END = 1 << 63
 """Numbers from here on belong to the ends of the graph, where parameters' gradients are added up."""
@@ -51,7 +51,7 @@ class Places:
     _stack: list[str] = field(default_factory=list)
     _numbers: list[int] = field(default_factory=list)
     _running: list[str] = field(default_factory=list)
-    _forward: tuple[Phase, str] = ("forward", "")
+    _forward: Place = ("forward", "")
 
     @classmethod
     def of(cls, model: nn.Module) -> Places:
@@ -82,11 +82,11 @@ class Places:
 
     def here(self) -> Spot:
         """Where what runs now belongs. What a checkpointed layer computes again belongs to the backward pass."""
-        if torch._C._current_graph_task_id() == -1:  # noqa: SLF001  # torch.utils.module_tracker asks it too
+        if _graph_task() == -1:
             return self._forward
         if self._stack:
             return "backward", self._stack[-1]
-        node: Any = torch._C._current_autograd_node()  # noqa: SLF001  # no public name tells it
+        node: Any = _running_node()
         if node is None:
             return "backward", ""
         number: int = node._sequence_nr()  # noqa: SLF001
@@ -95,7 +95,7 @@ class Places:
         variable = getattr(node, "variable", None)
         return "backward", self.parameters.get(id(variable), "").rpartition(".")[0]
 
-    def found(self, spots: Iterable[Spot]) -> Iterator[tuple[Phase, str]]:
+    def found(self, spots: Iterable[Spot]) -> Iterator[Place]:
         """Phase and module of what :meth:`here` told: of a node of the backward pass, the module that made it."""
         for spot in spots:
             if isinstance(spot, int):
@@ -116,6 +116,6 @@ class Places:
 
     def _mark(self) -> None:
         self._forward = "forward", self._stack[-1] if self._stack else ""
-        if torch._C._current_graph_task_id() == -1:  # noqa: SLF001
+        if _graph_task() == -1:
             self._numbers.append(torch.autograd._get_sequence_nr())  # noqa: SLF001
             self._running.append(self._forward[1])

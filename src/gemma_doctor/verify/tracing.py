@@ -13,15 +13,14 @@ from contextlib import ExitStack
 from math import isfinite
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gemma_doctor.kernels.outputs import Launched, launch
-from gemma_doctor.verify.events import Events, Origin, Raw, Sources
+from gemma_doctor.verify.events import Events, Kind, Log, Origin
 from gemma_doctor.verify.operations import Operation, address, operation, tensors_in
 from gemma_doctor.verify.passing import views_pass
-from gemma_doctor.verify.places import Places, Spot
+from gemma_doctor.verify.places import Places
 
 __all__ = ["Trace"]
 
@@ -42,8 +41,9 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
         self._places = places
         self._waiting = waiting
         self._known: dict[int, Operation] = {}
-        self._raw: list[tuple[Spot, str, Sources, bool]] = []
-        self._kinds: list[tuple[torch.dtype, torch.Size]] = []
+        self._here = places.here
+        self._log = Log()
+        self._kinds: dict[Kind, Kind] = {}
         self._origins: dict[int, Origin] = dict(places.storages)
         if places.offloaded is not None:
             places.offloaded.names = self._origins
@@ -81,37 +81,34 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
     ) -> Any:  # noqa: ANN401  # whatever the operation returns
         """Run one operation and note what it wrote."""
         known = self._known.get(id(func)) or self._learn(func)  # hashing the operator itself takes longer than this
-        if known.silent:
-            return known.run(*args, **kwargs) if kwargs else known.run(*args)
         if not known.plain:
             return self._unusual(known, args, kwargs or {})
         origins = self._origins
-        sources: list[Origin] = []
-        unbounded = bool(kwargs) and _unbounded((kwargs or {}).values())
-        for value in args:
-            if isinstance(value, Tensor):
-                sources.append(origins.get(value.untyped_storage().data_ptr()))
-            elif isinstance(value, float) and not isfinite(value):
-                unbounded = True
-        result = known.run(*args, **kwargs) if kwargs else known.run(*args)
-        self._note(result, known, tuple(sources), unbounded)  # a list would be looked at by each garbage collection
+        sources = [origins.get(address(value)) for value in args if isinstance(value, Tensor)]
+        if kwargs:
+            unbounded = known.numbers and _unbounded((*args, *kwargs.values()))
+            result = known.run(*args, **kwargs)
+        else:
+            unbounded = known.numbers and _unbounded(args)
+            result = known.run(*args)
+        self._note(result, known, sources, unbounded)
         return result
 
     def events(self) -> Events:
         """Everything that was recorded so far."""
         self._flush()
-        places = self._places.found(spot for spot, *_ in self._raw)
-        raw: list[Raw] = [(place, *line[1:]) for place, line in zip(places, self._raw, strict=True)]
-        return Events(raw, tuple(self._kinds), tuple(self._launched), tuple(self._starts))
+        return Events(self._log.copied(), self._places.found, tuple(self._launched), tuple(self._starts))
 
     def _learn(self, func: Any) -> Operation:  # noqa: ANN401  # an OpOverload
         known = self._known[id(func)] = operation(func)
         return known
 
     def _unusual(self, known: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Run an operation that writes to its arguments, may lack tensors, takes lists of them or returns several."""
+        """Run any other operation: of views, of lists, of several outputs, or one that writes to its arguments."""
+        if known.silent:
+            return known.run(*args, **kwargs)
         given = (*args, *kwargs.values())
-        sources = tuple(self._origins.get(address(tensor)) for value in given for tensor in tensors_in(value))
+        sources = [self._origins.get(address(tensor)) for value in given for tensor in tensors_in(value)]
         targets = list(known.targets(args, kwargs))
         for target in targets:
             self._spare(target)
@@ -123,18 +120,24 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
 
     def _spare(self, tensor: Tensor) -> None:
         """Have a pending output in this tensor's memory measured as it is now: a copy of it, which costs no launch."""
-        step, measured = self._origins.get(address(tensor)), len(self._kinds)
+        step, measured = self._origins.get(address(tensor)), len(self._log.kinds)
         if isinstance(step, int) and step >= measured:
             self._pending[step - measured] = self._pending[step - measured].clone()
             del self._origins[address(tensor)]
 
-    def _note(self, output: Tensor, known: Operation, sources: Sources, unbounded: bool) -> None:  # noqa: FBT001
-        storage, size = output.untyped_storage().data_ptr(), output.nbytes
-        if not (size and storage and known.initialises and output.is_floating_point()):
+    def _note(self, output: Tensor, known: Operation, sources: list[Origin], unbounded: bool) -> None:  # noqa: FBT001
+        storage = address(output)
+        if not (output.dtype.is_floating_point and storage and known.initialises and (size := output.nbytes)):
             self._origins.pop(storage, None)  # without an address: meta, where accelerate takes offloaded weights away
             return
-        self._origins[storage] = len(self._raw)
-        self._raw.append((self._places.here(), known.name, sources, unbounded))
+        log = self._log
+        self._origins[storage] = step = len(log.ops)
+        log.spots.append(self._here())
+        log.ops.append(known.name)
+        log.origins += sources
+        log.ends.append(len(log.origins))
+        if unbounded:
+            log.unbounded.add(step)
         self._pending.append(output)
         self._bytes += size
         if self._bytes >= self._waiting or len(self._pending) >= _BATCH_TENSORS:
@@ -143,8 +146,9 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
     def _flush(self) -> None:
         """Has the pending outputs measured."""
         for batch in _by_device(self._pending):
-            self._starts.append(len(self._kinds))
-            self._kinds += [(tensor.dtype, tensor.shape) for tensor in batch]
+            self._starts.append(len(self._log.kinds))
+            kinds = ((tensor.dtype, tensor.shape) for tensor in batch)
+            self._log.kinds += [self._kinds.setdefault(kind, kind) for kind in kinds]  # of each kind one object
             self._launched.append(launch(batch))
         self._pending, self._bytes = [], 0
 
