@@ -88,11 +88,11 @@ INTERRUPTED = """
 import sys
 
 class Interrupted:
-    \"\"\"Somebody presses Ctrl-C while a module is looked for.\"\"\"
+    \"\"\"Something happens while a module is looked for.\"\"\"
 
     def find_spec(self, name, path=None, target=None):
         if name == sys.argv[1]:
-            raise KeyboardInterrupt
+            raise eval(sys.argv[2]) from eval(sys.argv[3])
 
 for name in ("typing", "dataclasses", "inspect"):
     sys.modules.pop(name, None)
@@ -106,8 +106,25 @@ main()
     "module", ["typing", "dataclasses", "inspect", "typer", "gemma_doctor.cli", "gemma_doctor.errors"]
 )
 def test_ctrl_c_while_anything_is_loaded_shows_no_traceback(module: str) -> None:
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED, module], capture_output=True, text=True, check=False)
+    done = interrupted(module, "KeyboardInterrupt")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_in_the_body_of_a_class_is_one_too() -> None:
+    done = interrupted("gemma_doctor.cli", "RuntimeError", "KeyboardInterrupt()")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_what_cannot_be_loaded_is_no_finding() -> None:
+    done = interrupted("typer", "ModuleNotFoundError('typer is not here')")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("ModuleNotFoundError: typer is not here\n")
+
+
+def interrupted(module: str, error: str, cause: str = "None") -> subprocess.CompletedProcess[str]:
+    """The command line, where looking for a module raises an error."""
+    words = [sys.executable, "-c", INTERRUPTED, module, error, cause]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["scan", "--help"], ["--version"]])
