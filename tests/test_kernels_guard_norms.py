@@ -227,8 +227,14 @@ def test_the_fused_kernels_equal_the_plain_ones(
     [(24, torch.contiguous_format), (24, torch.channels_last), (272, torch.contiguous_format)],
     ids=["maps", "rows", "shared"],
 )
-def test_the_fused_kernels_at_the_ends_of_float16(peak: float, channels: int, layout: torch.memory_format) -> None:
+def test_the_fused_kernels_at_the_ends_of_float16(
+    monkeypatch: pytest.MonkeyPatch, peak: float, channels: int, layout: torch.memory_format
+) -> None:
     """Forward and backward: one channel there, and one whole position."""
+    if channels == 272:
+        how = norms_tiles.Split(8, 36, 2)
+        shared = norms_tiles.split((2, channels, 15), how, how)
+        monkeypatch.setattr(norms_fused, "plan", lambda *_: shared)
     x = maps(1.0, channels=channels)
     x[0, 5, 1, 1] = peak
     x[1, :, 2, 3] = peak
@@ -339,7 +345,7 @@ def test_parts_of_a_weights_gradient_are_added_up(count: int, channels: int) -> 
     torch.testing.assert_close(found.double(), parts.double().sum(0), rtol=2.0**-11, atol=1e-5)
 
 
-@pytest.mark.parametrize("channels", [1, 24, 64, 256, 257, 640, 2048, 2560, 4096, 5376, 8192])
+@pytest.mark.parametrize("channels", [1, 24, 64, 256, 257, 640, 2048, 2049, 2560, 4096, 5376, 8192])
 @pytest.mark.parametrize("layout", ["rows", "maps"])
 def test_what_is_read_ahead_fits_the_smallest_gpu(channels: int, layout: str) -> None:
     """64 KiB of shared memory, with two tensors of float32: all stages but one lie there."""
@@ -348,7 +354,7 @@ def test_what_is_read_ahead_fits_the_smallest_gpu(channels: int, layout: str) ->
     assert found is not None
     *_, block, stages = found.backward.tile
     held = found.backward.tile[0] if found.before else sum(norms_tiles.tiles(channels))
-    assert stages > 1
+    assert stages > 0
     assert (stages - 1) * block * held * 8 <= 1 << 16
 
 
@@ -382,7 +388,7 @@ def test_the_fused_kernels_add_eps(layout: str) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("channels", [3, 64, 96, 640, 1000])
+@pytest.mark.parametrize("channels", [3, 64, 96, 640, 1000, 2049])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_numbers_of_channels_that_tiles_do_not_divide(channels: int, layout: torch.memory_format) -> None:
     random = torch.Generator().manual_seed(channels)

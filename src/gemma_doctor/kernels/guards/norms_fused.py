@@ -1,6 +1,6 @@
 """RMS norms by Triton: nothing wider than the input is stored, and memory is read once and written once.
 
-Contiguous maps of many channels are read twice, mostly from the cache the second time.
+Contiguous maps of very many channels are read twice, mostly from the cache the second time.
 
 Both passes are operators of torch's dispatcher, ``gemma_doctor::rms_norm`` and ``gemma_doctor::rms_norm_backward``,
 wherever something watches operations below autograd (:mod:`gemma_doctor.verify.tracing`), so that it sees what they

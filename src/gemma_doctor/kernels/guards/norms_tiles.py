@@ -29,11 +29,8 @@ _WARPS = 2112
 _LANES = 32
 """Threads of a warp."""
 
-_WIDTHS = (64, 32, 16)
-"""Positions of a program over maps: the fewer, the more programs, but memory delivers 32 bytes at once."""
-
-_FEW = 256
-"""Channels of maps up to which a program holds all of them, and of rows from which on it takes more."""
+_FEW, _MANY = 256, 2048
+"""Channels of rows from which on a program takes more, and of maps from which on programs share them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +118,7 @@ def _stages(most: int, block: int, channels: int) -> int:
 
 def _over_maps(items: int, channels: int, positions: int) -> Plan:
     """Where a channel lies after the other."""
-    if channels > _FEW:
+    if channels > _MANY:
         return split((items, channels, positions), _SPLIT, _SPLIT)
     forward, backward = (_maps_launch(items, channels, positions, backward=backward) for backward in (False, True))
     return whole(channels, items * positions, forward, backward)
@@ -129,19 +126,25 @@ def _over_maps(items: int, channels: int, positions: int) -> Plan:
 
 def _maps_launch(items: int, channels: int, positions: int, *, backward: bool) -> Launch:
     """As many positions as leave enough programs, and no more elements than the registers hold."""
-    fitting = (
-        width
-        for width in _WIDTHS
-        if -(-positions // width) * items >= _ENOUGH and width * sum(tiles(channels)) <= _HELD
-    )
-    width = next(fitting, _WIDTHS[-1])
-    warps = _warps(sum(tiles(channels)) * width, _EACH)
+    held = sum(tiles(channels))
+    fitting = (width for width in _WIDTHS if -(-positions // width) * items >= _ENOUGH and width * held <= _HELD)
+    least = next(width for width in _LEAST if width * held <= _MOST_HELD[backward] or width == _LEAST[-1])
+    width = next(fitting, least)
+    warps = _warps(width * held, _EACH)
+    if not backward and width * held <= _MOST_HELD[True]:
+        warps = min(warps, 8)
     stages = _stages(_MAP_STAGES, width, channels) if backward else 0
     return tiled((items, channels, positions), width, warps, stages)
 
 
+_WIDTHS, _LEAST = (64, 32), (16, 8)
+"""Positions of a program over maps: the fewer, the more programs, but memory delivers those of 32 bytes at once."""
+
 _HELD, _EACH = 8192, 32
-"""Elements of a program, at most, and of each thread, about."""
+"""Elements of a program, at most, if it has more positions than the least, and of each thread, about."""
+
+_MOST_HELD = {False: 32768, True: 20480}
+"""Elements of a program, at most, forward and backward."""
 
 
 def tiled(shape: tuple[int, ...], block: int, warps: int, stages: int = 0) -> Launch:
@@ -194,7 +197,7 @@ class Split:
     warps: int = 4
 
 
-_SPLIT = Split(64, 528, 3)
+_SPLIT = Split(64, 1056, 3)
 
 
 def split(shape: tuple[int, int, int], forward: Split, backward: Split) -> Plan:

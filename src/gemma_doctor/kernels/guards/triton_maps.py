@@ -1,4 +1,4 @@
-"""The kernels of :mod:`.norms_fused` for maps (batch, channels, positions) of few channels.
+"""The kernels of :mod:`.norms_fused` for maps (batch, channels, positions).
 
 A program holds all channels of some positions in registers, cut into two tiles of a power of two.
 """

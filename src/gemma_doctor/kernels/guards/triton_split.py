@@ -1,9 +1,7 @@
-"""The kernels of :mod:`.norms_fused` for maps (batch, channels, positions) of many channels.
+"""The kernels of :mod:`.norms_fused` for maps (batch, channels, positions) of more channels than registers hold.
 
-Registers do not hold all channels of as many positions as memory delivers at once. So some programs share a block of
-positions: each adds up its share of the channels, and when all have, as many others read it once more, most of it from
-the cache: they begin where the first ended. Where programs divide the channels among them, ``share`` is a multiple of
-``step``.
+Some programs share a block of positions: each adds up its share of the channels, and when all have, as many others read
+it once more, most of it from the cache: they begin where the first ended. A share is a multiple of ``step``.
 """
 
 # mypy: disable-error-code="possibly-undefined"
