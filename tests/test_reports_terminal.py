@@ -19,6 +19,7 @@ from gemma_doctor.reports.sheet import console_for, rendered
 from gemma_doctor.reports.terminal import render, render_brief
 from gemma_doctor.reports.wording import counted, parameters, size, verdict
 from gemma_doctor.tensors import TensorStats
+from gemma_doctor.verifications import LossScales, LossScaleTrial
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 Draw = Callable[[Report, Console], None]
@@ -55,6 +56,19 @@ def test_the_number_that_masks_hide_with_is_not_the_largest() -> None:
     shown = replace(verified(replace(VERIFICATION, runs=(run,))), activations=(mask, other))
     assert "largest |x| 9, 13 bits below 65504, in aten.mul of" in piped(shown)
     assert mask.peak == 3.0
+
+
+@pytest.mark.parametrize(
+    ("trial", "said"),
+    [
+        (LossScaleTrial(64.0, "sound"), "loss scale 64 is sound"),
+        (LossScaleTrial(64.0, "overflow", "layers.0"), "loss scale 64 overflows: gradients of layers.0"),
+        (LossScaleTrial(64.0, "underflow", "layers.0"), "loss scale 64 loses gradients of layers.0"),
+    ],
+)
+def test_of_one_loss_scale_no_window_is_told(trial: LossScaleTrial, said: str) -> None:
+    run = replace(VERIFICATION.runs[0], loss_scales=LossScales((trial,)))
+    assert f"\n  {said}\n" in piped(verified(replace(VERIFICATION, runs=(run,))))
 
 
 def sick() -> Report:

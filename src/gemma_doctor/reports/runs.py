@@ -62,6 +62,11 @@ def _drift(drift: Drift) -> str:
 
 
 def _scales(scales: LossScales) -> str:
+    if len(scales.trials) == 1:  # the user named it
+        (trial,) = scales.trials
+        of = f" of {trial.module}" if trial.module else ""
+        how = {"sound": "is sound", "overflow": f"overflows: gradients{of}", "underflow": f"loses gradients{of}"}
+        return f"loss scale {trial.scale:g} {how[trial.outcome]}"
     if not scales.sound or scales.room is None:
         return f"loss scales: none of {counted(len(scales.trials), 'tried scale')} is sound"
     low, high = (f"2^{math.log2(scale):g}" for scale in (min(scales.sound), max(scales.sound)))

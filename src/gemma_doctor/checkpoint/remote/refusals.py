@@ -49,7 +49,7 @@ def explaining(repo: str, revision: str | None) -> Iterator[None]:
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
         raise _explained(error, repo, revision) from error
     except (LocalEntryNotFoundError, RevisionResolutionError) as error:
-        raise Again(_first_line(error)) from error
+        raise Again(_first_line(error).rstrip(".")) from error
     except httpx2.ConnectError as error:
         raise TransferError(
             f"{constants.ENDPOINT} cannot be reached ({error}). Check the network and HF_ENDPOINT; with "
