@@ -67,17 +67,23 @@ def spiked(config: Config, rng: np.random.Generator) -> Weights:
 def pointed(config: Config, rng: np.random.Generator) -> Weights:
     """Every matrix hands channel 0 on to channel 0, and every gain is large there, behind quiet words.
 
-    What the layers add is all there is, and each product meets its largest row with all that a norm gives.
+    What the layers add is all there is, and each product meets its largest row with all that a norm gives. The numbers
+    have many digits, so that float16 rounds each of them, up as well as down.
     """
     model, tensors = identify(config), spiked(config, rng)
     for name, known in model.expected.items():
-        if _hands_on(known) and name in tensors and not name.endswith("_coefs.weight"):
+        if name not in tensors or name.endswith("_coefs.weight"):
+            continue
+        level = np.float32(rng.uniform(0.75, 1.5))
+        if _hands_on(known):
             tensors[name][0] = 1e-3
-            tensors[name][0, 0] = 2
+            tensors[name][0, 0] = level
             if name.endswith("gate_proj.weight"):
-                tensors[name][1:, 0] = -2  # what a sparse gate subtracts is then as far below as it can be
-        elif known.role == "embedding" and name in tensors:
-            tensors[name][:] = 2.0**-8
+                tensors[name][1:, 0] = -level  # what a sparse gate subtracts is then as far below as it can be
+        else:
+            tensors[name] = (
+                np.float32(2.0**-8) + 0 * tensors[name] if known.role == "embedding" else tensors[name] * level
+            )
     return tensors
 
 

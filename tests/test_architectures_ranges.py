@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from networks import Doubles, stats_of
 
 from gemma_doctor.architectures import identify
+from gemma_doctor.architectures.base import Value
 from gemma_doctor.architectures.bounds import Prover
 from gemma_doctor.architectures.expressions import (
     AfterNorm,
@@ -42,7 +43,7 @@ from gemma_doctor.architectures.expressions import (
     Within,
 )
 from gemma_doctor.architectures.inequalities import Bound, Unproven
-from gemma_doctor.architectures.ranges import RangeAnalysis
+from gemma_doctor.architectures.ranges import BoundedValue, RangeAnalysis
 from gemma_doctor.architectures.rounding import growth, in_float16
 from gemma_doctor.tensors import MeasuredTensor, TensorInfo
 
@@ -270,11 +271,32 @@ def test_linear_rotary_scaling_is_known() -> None:
     assert analysed(config, healthy(config)).certified
 
 
+def test_scores_count_as_they_are_once_they_are_scaled_up() -> None:
+    """Transformers 5.23 takes whole numbers for the scalar, which never scale up; an older config may say a quarter."""
+    bounds = []
+    for scalar in (256, 0.25):
+        config = {**GEMMA3, "query_pre_attn_scalar": scalar}
+        bounds += [item.bound for item in analysed(config, healthy(config)).scores[:1]]
+    one, doubled = bounds
+    assert one is not None
+    assert doubled == pytest.approx(2 * one, rel=0.01)
+
+
 def test_an_older_stem_without_bias_is_analysed_as_if_it_were_zero() -> None:
     config, stem = tiny_gemma3n_config(), "model.vision_tower.timm_model.conv_stem.conv"
     analysis = analysed(config, {name: array for name, array in healthy(config).items() if name != f"{stem}.bias"})
     (item,) = (item for item in analysis.values if item.value.name == stem)
     assert item.safe
+
+
+def test_a_bound_must_be_below_its_limit() -> None:
+    value = Value("v", "linear", Within(1.0, 1, "given"), 256.0)
+    assert [BoundedValue(value, bound, "").safe for bound in (255.9, 256.0, math.inf, None)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_names_of_values_are_unique_and_rescalings_name_known_ones() -> None:
