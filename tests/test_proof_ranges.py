@@ -164,7 +164,7 @@ def test_every_bound_is_nearly_reached_by_some_recipe(family: str) -> None:
             kind = re.sub(r"\d+", "N", name)
             if peaks.get(name):
                 slack[kind] = min(slack.get(kind, math.inf), bound / peaks[name])
-    most = 2.0 if "gemma3n" in family else 1.2
+    most = 2.1 if "gemma3n" in family else 1.2
     deep = family.startswith("gemma3n") and "one layer" not in family
     loose = {kind: ratio for kind, ratio in slack.items() if ratio > most and not (deep and BEHIND_ALTUP in kind)}
     assert loose == {}
