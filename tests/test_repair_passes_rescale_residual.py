@@ -163,7 +163,7 @@ def test_where_eps_would_be_felt_it_shrinks_and_with_it_what_every_norm_of_that_
     (config,) = (edit for edit in plan.edits if isinstance(edit, SetConfig))
     assert (config.path, config.value) == (("rms_norm_eps",), 1e-6 * 4.0**-k)
     assert {edit.exactness for edit in plan.edits if not isinstance(edit, ScaleGain)} == {"exact"}
-    assert f"times 2^-{2 * k} (rms_norm_eps, from 1e-06 to" in reason_of(plan, TABLE).message
+    assert f"so rms_norm_eps shrinks as well, times 2^-{2 * k}, from 1e-06 to" in reason_of(plan, TABLE).message
     assert certified(plan)
 
 

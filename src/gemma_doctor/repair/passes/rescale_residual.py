@@ -241,12 +241,13 @@ class _Rescaler:
     def _exactly(self, rescaling: Rescaling, shared: SharedEps, k: int, note: Note) -> list[Edit]:
         """The edits of one rescaling where the eps shrinks as well, with all that any norm of that eps reads."""
         reader = rescaling.readers[0]
-        eps = math.ldexp(reader.eps, -2 * k)
-        what = f"{'.'.join(shared.path)}, from {reader.eps:g} to {eps:.4g}"
+        eps, square = math.ldexp(reader.eps, -2 * k), self.ranges.square(reader)
         note = note.plus(
-            f"The eps of the norms would be felt, so it shrinks as well, times 2^-{2 * k} ({what}), and so does what "
-            "every other norm of that eps reads: no norm gives anything else than before.",
-            {"eps": reader.eps, "eps_after": eps},
+            f"The eps of the norms would be felt (at a mean square of {square.mean:.3g}, {square.where}, values would "
+            f"change by {square.change(reader.eps, k):.2g} of their size), so {'.'.join(shared.path)} shrinks as well, "
+            f"times 2^-{2 * k}, from {reader.eps:g} to {eps:.4g}, and so does what every other norm of that eps reads: "
+            "no norm gives anything else than before.",
+            {"eps": reader.eps, "eps_after": eps, "mean_square": square.mean},
         )
         together = replace(
             rescaling,
