@@ -87,14 +87,25 @@ def pointed(config: Config, rng: np.random.Generator) -> Weights:
     return tensors
 
 
+def coupled(config: Config, rng: np.random.Generator) -> Weights:
+    """The same with words in one channel, and AltUp's coefficients as large as their weights allow."""
+    model, tensors = identify(config), pointed(config, rng)
+    for name, array in tensors.items():
+        if name.endswith("_coefs.weight"):
+            array[:] = 0.25
+        elif name.endswith("modality_router.weight"):
+            array[:, 0] = 64  # the tanh behind it is 1
+        elif model.expected[name].role == "embedding":
+            array[:, 0] = 1
+    return tensors
+
+
 def _hands_on(known: Expected) -> bool:
     """Whether each output is a product over the channels of one position."""
     return known.role == "linear" or (known.role == "conv" and known.shape[-1] == 1 and known.shape[1] > 1)
 
 
 def _level(name: str) -> float:
-    if name.endswith("modality_router.weight"):
-        return 16.0  # the tanh behind it is 1
     return 2.0 if "norm" in name else 0.25
 
 
@@ -105,6 +116,7 @@ RECIPES: Mapping[str, Callable[[Config, np.random.Generator], Weights]] = {
     "narrow": narrow,
     "spiked": spiked,
     "pointed": pointed,
+    "coupled": coupled,
 }
 
 

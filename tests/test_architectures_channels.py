@@ -110,6 +110,12 @@ def test_a_silent_channel_stays_silent_behind_what_has_no_bound() -> None:
     assert list(silenced.reach) == [0.0, 0.0]
 
 
+def test_a_negative_factor_turns_signs_and_not_bounds() -> None:
+    turned = larger(after_norm([3.0, 4.0], plus_one=False), -2.0)
+    assert turned is not None
+    assert turned.peak == pytest.approx(8 * math.sqrt(2))
+
+
 def test_vectors_of_other_lengths_bound_nothing_by_channel() -> None:
     short, long = after_norm([1.0, 2.0], plus_one=False), after_norm([1.0, 2.0, 3.0], plus_one=False)
     assert summed([(short, 2.0), (long, 3.0)]) is None

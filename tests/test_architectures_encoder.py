@@ -23,7 +23,7 @@ from gemma_doctor.architectures.expressions import (
     Unbounded,
     Within,
 )
-from gemma_doctor.architectures.mobilenet_blocks import divisible
+from gemma_doctor.architectures.mobilenet_blocks import Edge, block_part, divisible
 
 E2B = identify(architecture_data.config("gemma-3n-E2B"))
 TIMM = "model.vision_tower.timm_model."
@@ -233,3 +233,11 @@ def test_arguments_that_change_no_tensor_are_accepted() -> None:
         identify({"model_type": "gemma3n", "vision_config": vision}).expected
         == identify({"model_type": "gemma3n"}).expected
     )
+
+
+def test_a_block_that_strides_has_no_skip_even_where_it_keeps_its_channels() -> None:
+    """As in timm; the published widths have no such block, and those of a very small multiplier do."""
+    pixels = Within(1.0, 8, "pixels")
+    kept, strided = (block_part("blocks.0.0.", Edge(stride, 8), 8, 8, pixels).output for stride in (1, 2))
+    assert isinstance(kept, Sum)
+    assert isinstance(strided, AfterNorm)

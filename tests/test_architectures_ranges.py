@@ -43,7 +43,7 @@ from gemma_doctor.architectures.expressions import (
     Within,
 )
 from gemma_doctor.architectures.inequalities import Bound, Unproven
-from gemma_doctor.architectures.ranges import BoundedValue, RangeAnalysis
+from gemma_doctor.architectures.ranges import BoundedValue, RangeAnalysis, stream_gains
 from gemma_doctor.architectures.rounding import growth, in_float16
 from gemma_doctor.tensors import MeasuredTensor, TensorInfo
 
@@ -126,6 +126,13 @@ def test_bounds_are_reached_where_vectors_line_up() -> None:
         proof = prover.bound(source)
         assert isinstance(proof, Bound)
         assert proof.peak == pytest.approx(peak)
+
+
+def test_the_norm_behind_a_product_x_w_may_reach_the_frobenius_norm() -> None:
+    source, weight = AfterNorm(None, 6), np.ones((6, 4))
+    proof = Prover({"weight": stats_of(weight)}).bound(Linear("weight", source, inputs=6))
+    assert isinstance(proof, Bound)
+    assert np.linalg.norm(weight.T @ np.ones(6)) == pytest.approx(proof.norm)
 
 
 def test_a_measured_peak_takes_the_place_of_a_larger_bound_only() -> None:
@@ -223,6 +230,17 @@ def test_a_stream_is_the_sum_of_its_writers_and_the_largest_comes_first() -> Non
     assert stream.is_plain
     assert (stream.value.name, stream.value.limit) == ("model.layers.1", 65504)
     assert writers[0].bound == pytest.approx(4 * 10001, rel=0.1)
+
+
+def test_a_stream_with_one_writer_that_goes_through_matrices_is_no_plain_sum() -> None:
+    stream = analysed(MULTIMODAL, healthy(MULTIMODAL)).streams()["the image encoder's residual stream"]
+    assert not stream.is_plain
+
+
+def test_gains_in_front_of_a_layer_scale_are_wanted_element_by_element_as_well() -> None:
+    gains = stream_gains(identify(tiny_gemma3n_config()))
+    block = "model.vision_tower.timm_model.blocks.1.1."
+    assert {f"{block}layer_scale.gamma", f"{block}pw_proj.bn.weight"} <= gains
 
 
 def test_altup_multiplies_the_bound_in_every_layer_and_is_no_plain_sum() -> None:

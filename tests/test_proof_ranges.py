@@ -44,8 +44,9 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "query_pre_attn_scalar": 1,
     },
     "gemma3": tiny_gemma3_config(),
-    "gemma3, biases and soft caps": {
+    "gemma3, biases, soft caps and a head of its own": {
         **tiny_gemma3_config(),
+        "tie_word_embeddings": False,
         "attention_bias": True,
         "final_logit_softcapping": 0.5,
         "query_pre_attn_scalar": 1,
@@ -58,6 +59,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "num_kv_shared_layers": 0,
         "layer_types": ["full_attention"],
         "activation_sparsity_pattern": [0.5],
+        "tie_word_embeddings": False,
     },
 }
 WIDER = {
