@@ -160,6 +160,12 @@ def test_each_head_averages_all_values() -> None:
     assert within_its_bound(block)
 
 
+def test_shrunk_values_are_as_large_as_their_own_norm_lets_them() -> None:
+    block: Any = made("attention, smaller keys").eval()
+    block.attn.value.norm.weight.data *= 2.0**12
+    assert within_its_bound(block)
+
+
 def test_blocks_with_other_norms_are_left_alone() -> None:
     plain = partial(edge, norm_layer=BatchNormAct2d)()
     both = nn.Sequential(edge(), plain)

@@ -276,6 +276,7 @@ def test_however_the_channels_are_shared(channels: int, programs: int, shares: i
 def test_the_fused_kernels_refuse_what_they_cannot_read() -> None:
     form = Form(1e-6, 1, torch.float16)
     x = maps(1.0)
+    assert norms_fused.fits(x.as_strided((1, 24, 3, 5), (7, 15, 5, 1)), form)  # the step of one item means nothing
     assert not norms_fused.fits(x[:, ::2], form)
     assert not norms_fused.fits(x.double(), form)
     assert not norms_fused.fits(torch.empty((1, 8193, 1, 1), dtype=torch.float16), form)
