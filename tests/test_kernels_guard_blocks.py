@@ -166,6 +166,15 @@ def test_shrunk_values_are_as_large_as_their_own_norm_lets_them() -> None:
     assert within_its_bound(block)
 
 
+def test_a_norm_that_somebody_wraps_later_is_called_as_a_module() -> None:
+    block, x = made("convolution", 2.0**6).half().eval(), image(5_000.0).half()
+    guard(block)
+    with torch.no_grad():
+        wanted = block(x)
+        block.bn = nn.Sequential(block.bn)
+        assert error(block(x), wanted) < 2.0**-9
+
+
 def test_blocks_with_other_norms_are_left_alone() -> None:
     plain = partial(edge, norm_layer=BatchNormAct2d)()
     both = nn.Sequential(edge(), plain)

@@ -128,8 +128,7 @@ def _behind(block: Any, bound: _Bound, largest: _Bound) -> _Bound:  # noqa: ANN4
         bound = gamma.detach().double().abs() * bound
     if not isinstance(block.drop_path, nn.Identity):
         return FP16_MAX  # training divides by the share of blocks that are kept
-    total = bound + largest if block.has_skip else bound
-    return total.clamp(max=FP16_MAX) if isinstance(total, torch.Tensor) else min(total, FP16_MAX)
+    return bound + largest if block.has_skip else bound
 
 
 def _pair(site: Site, conv: nn.Module, norm: Any, largest: _Bound) -> run.Pair:  # noqa: ANN401
