@@ -123,3 +123,11 @@ def test_a_long_verdict_is_whole(tmp_path: Path) -> None:
     assert not any("\\u2026" in text for text in said)
     far = texts(drawn(replace(report(), source=replace(report().source, uri="x" * 300)), tmp_path))
     assert any("…" in text for text in far)
+
+
+def test_what_is_not_float16_is_pale_and_says_so(tmp_path: Path) -> None:
+    """Float16's limits do not bound it."""
+    both = (activation(), replace(activation(), dtype="F32", step=8))
+    said = texts(drawn(replace(verified(), activations=both), tmp_path))
+    assert {"forward", "forward, not float16"} <= set(said)
+    assert "forward, not float16" not in texts(drawn(replace(verified(), activations=both[:1]), tmp_path))

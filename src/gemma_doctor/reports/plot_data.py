@@ -20,12 +20,16 @@ _ROLES: Mapping[str, tuple[str, str]] = {
     "other": ("D", "#9d174d"),
     "conv": ("x", "#15803d"),
 }
+_WIDER = ", not float16"
 _PHASES: Mapping[str, tuple[str, str]] = {
+    f"load{_WIDER}": ("s", "#b4dde6"),
+    f"forward{_WIDER}": ("o", "#cbd5e1"),
+    f"backward{_WIDER}": ("^", "#ddd6fe"),
     "load": ("s", "#0e7490"),
-    "forward": ("o", "#64748b"),
+    "forward": ("o", "#334155"),
     "backward": ("^", "#7c3aed"),
 }
-"""Marker and colour of each kind; the last is drawn on top."""
+"""Marker and colour of each kind; the last is drawn on top. What float16's limits do not bound is pale."""
 
 _LARGE = 16  # no ordinary layer has such convolution weights
 _CALLOUTS = 3  # largest convolutions that are named
@@ -117,7 +121,7 @@ def _operations(report: Report) -> Picture:
             same = [(one.phase, one.module, one.op) == (failed.phase, failed.module, failed.op) for one in ordered]
             words = f"{_ending(failed.module)}  {failed.op}"
             callouts += [Callout(place, None, words) for place in range(start, len(ordered)) if same[place]][:1]
-    marks = [(one.phase, one.peak, one.nonfinite) for one in ordered]
+    marks = [(f"{one.phase}{'' if one.dtype == 'F16' else _WIDER}", one.peak, one.nonfinite) for one in ordered]
     return Picture(
         across="parameters, then operations in the order of execution",
         count=len(ordered),

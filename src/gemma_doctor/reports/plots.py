@@ -33,15 +33,16 @@ _METADATA: Mapping[str, dict[str, Any]] = {
     ".svg": {"Date": None, "Creator": "gemma-doctor"},
     ".pdf": {"CreationDate": None, "Creator": "gemma-doctor"},
 }
+_INK, _QUIET, _BAD = "#1c1e21", "#5d646c", "#b3261e"
 _LIMITS = (
-    (FP16_MAX, "65504", "-", "#b3261e"),
+    (FP16_MAX, "65504", "-", _BAD),
     (FP16_MAX / 2, "32752", "--", "#8a5a00"),
     (256.0, "256", ":", "#8a5a00"),
 )
-_INK, _QUIET = "#1c1e21", "#5d646c"
 _LEAST = 1e-8  # smaller magnitudes are drawn there
 _LATIN = 0x250  # characters below it, and the ellipsis, are in the font; others are written as escapes
 _WIDE = 180  # characters that fit across the figure in the verdict's size
+_MANY = 2000  # points beyond which each is drawn smaller
 _BOTTOM, _TOP = 0.015, 0.985  # shares of the height, for zeros and for NaN or inf
 
 
@@ -78,7 +79,7 @@ def _figure(report: Report) -> Figure:
     axes = figure.add_subplot()
     _scale(axes, shown)
     for dots in shown.dots:
-        _points(axes, dots)
+        _points(axes, dots, 18 if shown.count < _MANY else 8)
     _limits(axes, max(shown.count - 1, 1))
     _parts(axes, shown)
     for callout in shown.callouts:
@@ -107,10 +108,10 @@ def _scale(axes: Axes, shown: Picture) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _points(axes: Axes, dots: Dots) -> None:
+def _points(axes: Axes, dots: Dots, area: int) -> None:
     """The points of one kind: by magnitude; zeros at the lower edge; those with NaN or inf at the upper."""
     faces = {} if dots.marker in "x_" else {"facecolors": "none"}
-    style: dict[str, Any] = {"marker": dots.marker, "color": dots.colour, "s": 18, "linewidths": 1.0, **faces}
+    style: dict[str, Any] = {"marker": dots.marker, "color": dots.colour, "s": area, "linewidths": 1.0, **faces}
     places, sizes = [place for place, _ in dots.sizes], [max(size, _LEAST) for _, size in dots.sizes]
     axes.scatter(places, sizes, label=dots.label, **style)
     for edge, height, words in ((dots.zeros, _BOTTOM, "zero"), (dots.broken, _TOP, "NaN, inf")):
@@ -129,7 +130,8 @@ def _limits(axes: Axes, last: int) -> None:
     for value, words, style, colour in _LIMITS:
         axes.axhline(value, color=colour, linestyle=style, linewidth=1.2)
         shift, side = (-3, "top") if value == FP16_MAX / 2 else (3, "bottom")
-        _note(axes, words, (last, value), (0, shift), ha="right", va=side, fontweight="bold")
+        ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
+        _note(axes, words, (last, value), (0, shift), ha="right", va=side, fontweight="bold", bbox=ground)
 
 
 def _parts(axes: Axes, shown: Picture) -> None:
@@ -144,11 +146,14 @@ def _parts(axes: Axes, shown: Picture) -> None:
 def _name(axes: Axes, callout: Callout, count: int) -> None:
     """A name beside its point, on the side where there is room."""
     shift, side = (-7, "right") if callout.place > count / 2 else (7, "left")
-    at, held = (
-        ((callout.place, _TOP), "axes fraction") if callout.size is None else ((callout.place, callout.size), "data")
-    )
     style: dict[str, Any] = {"ha": side, "va": "center", "fontsize": 8, "family": "monospace"}
-    _note(axes, _text(callout.words), at, (shift, 0), xycoords=("data", held), **style)
+    if callout.size is not None:
+        _note(axes, _text(callout.words), (callout.place, callout.size), (shift, 0), **style)
+        return
+    ring: dict[str, Any] = {"s": 110, "facecolors": "none", "edgecolors": _BAD, "linewidths": 1.5, "clip_on": False}
+    axes.scatter([callout.place], [_TOP], transform=axes.get_xaxis_transform(), **ring)
+    style |= {"color": _BAD, "xycoords": ("data", "axes fraction")}
+    _note(axes, _text(callout.words), (callout.place, _TOP), (shift, -14), **style)
 
 
 def _text(text: str, most: int = 100) -> str:
