@@ -241,3 +241,10 @@ def test_a_block_that_strides_has_no_skip_even_where_it_keeps_its_channels() -> 
     kept, strided = (block_part("blocks.0.0.", Edge(stride, 8), 8, 8, pixels).output for stride in (1, 2))
     assert isinstance(kept, Sum)
     assert isinstance(strided, AfterNorm)
+
+
+def test_what_a_norm_squares_in_float16_has_256_for_a_limit_and_nothing_else_has() -> None:
+    convs = {value.module: value.limit for value in E2B.values if value.kind == "conv"}
+    assert len(convs) == len(VISION)
+    for name, conv in VISION.items():
+        assert convs[f"{TIMM}{name}".removesuffix(".weight")] == (256 if conv.norm else 65504)
