@@ -58,13 +58,14 @@ PLANTED = {
     "stem": {"conv_stem.conv.weight": 2.0**11},
     "first in a block": {f"{BLOCK}norm.weight": 2.0**6, f"{BLOCK}attn.value.proj.weight": 2.0**9},
     "queries": {f"{BLOCK}attn.query.proj.weight": 2.0**15, f"{BLOCK}attn.key.proj.weight": 2.0**-9},
+    "keys": {f"{BLOCK}attn.query.proj.weight": 2.0**-9, f"{BLOCK}attn.key.proj.weight": 2.0**15},
     "outputs": {
         "blocks.3.1.attn.value.proj.weight": 2.0**12,
         "blocks.3.1.attn.output.proj.weight": 2.0**8,
         "blocks.3.1.layer_scale.gamma": 2.0**-12,
     },
 }
-"""Factors of some tensors' first four rows; of whole tensors for the last two."""
+"""Factors of some tensors' first four rows; of whole tensors for the last three."""
 
 
 def built(tensors: Mapping[str, Array], config: Mapping[str, Any]) -> Any:  # noqa: ANN401  # a class of transformers
@@ -96,7 +97,7 @@ def loud(name: str, dtype: torch.dtype) -> Any:  # noqa: ANN401
 
 def tower(planting: str, dtype: torch.dtype) -> Any:  # noqa: ANN401  # a class of timm
     """The image encoder with one of these plantings."""
-    rows = None if planting in {"queries", "outputs"} else 4
+    rows = None if planting in {"queries", "keys", "outputs"} else 4
     return planted(encoder(sound("gemma3n")), PLANTED[planting], rows).to(dtype)
 
 
