@@ -44,7 +44,7 @@ class Case:
         config: The model.
         sicken: What makes of sound tensors those of the case.
         rule: The rule that must find it; None for a control.
-        where: Phase, module and operation of the true first failure; the module alone where nothing overflows.
+        where: Phase, module and operation of the true first failure; None for a control.
         modality: What the model is given.
         backward: Whether it needs a backward pass.
     """
@@ -105,6 +105,19 @@ def gains(value: float, *layers: int) -> Callable[[Tensors], None]:
     return sicken
 
 
+def quiet_and_loud(smaller: float, gain: float) -> Callable[[Tensors], None]:
+    """Makes an attention's output small, which the norm behind it lifts again, and the logits, with the loss, large.
+
+    The gradient of the projection is then the loss's, divided by that small output.
+    """
+
+    def sicken(tensors: Tensors) -> None:
+        scaled(QUIET, smaller)(tensors)
+        tensors["model.norm.weight"][:] = gain - 1
+
+    return sicken
+
+
 def published(tensors: Tensors) -> None:
     """The five largest convolution weights that were published."""
     for name, value in PUBLISHED.items():
@@ -115,6 +128,7 @@ GEMMA3, IMAGES3 = tiny_gemma3_config(), tiny_gemma3_multimodal_config()
 GEMMA3N, IMAGES3N = tiny_gemma3n_text_config(), tiny_gemma3n_config()
 RESNET = {"model_type": "resnet"}
 FIRST = (slice(None), 0)  # the first channel of every row
+QUIET = "model.layers.1.self_attn.o_proj.weight"
 VARIANCE = "resnet.embedder.embedder.normalization.running_var"
 
 FAULTS = (
@@ -202,6 +216,14 @@ FAULTS = (
         backward=True,
     ),
     Case(
+        "gradient of a projection, overflow backward only",
+        GEMMA3,
+        quiet_and_loud(2.0**-10, 8000.0),
+        "GD402",
+        ("backward", "model.layers.1.self_attn.o_proj", "aten.mm"),
+        backward=True,
+    ),
+    Case(
         "running_var of 497,160",
         RESNET,
         filled(VARIANCE, 497_160.0),
@@ -215,5 +237,6 @@ CONTROLS = (
     Case("published convolution maxima (98.0 and four more)", IMAGES3N, published, modality="image"),
     Case("AltUp square of 254", GEMMA3N, filled("model.embed_tokens.weight", 63.5, FIRST)),
     Case("residual stream up to 50,000", GEMMA3, gains(6000.0, 0, 1)),
+    Case("gradient of a projection, at a smaller loss", GEMMA3, quiet_and_loud(2.0**-8, 50.0), backward=True),
     Case("running_var of 60,000", RESNET, filled(VARIANCE, 60_000.0), modality="image"),
 )

@@ -5,22 +5,29 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import tiny_models  # noqa: F401  # makes torchvision importable beside a torch for CPUs
 import torch
 import transformers
-from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3n_text_config, write
+from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3n_config, tiny_gemma3n_text_config, write
 from command import run
+from torch import nn
 
 from gemma_doctor import doctor
 from gemma_doctor.checkpoint import open_checkpoint
+from gemma_doctor.choices import Modality
 from gemma_doctor.errors import CheckpointError, UsageError
+from gemma_doctor.verifications import Activation, Run
 from gemma_doctor.verify import bench, loading, machine
+from gemma_doctor.verify.inputs import batch
 from gemma_doctor.verify.measures import Measures, Request
+from gemma_doctor.verify.reference import references
 
 CPU = torch.device("cpu")
 SHORT = Measures(device="cpu", request=Request(length=8))
@@ -39,11 +46,109 @@ def test_a_llama_is_run(tmp_path: Path) -> None:
     assert report.source.architecture == "llama"
 
 
-def test_layers_that_share_kv_are_warned_of_reentrant_checkpointing(tmp_path: Path) -> None:
-    config = tiny_gemma3n_text_config()
+@pytest.mark.parametrize(
+    ("config", "backward", "warned"),
+    [
+        (tiny_gemma3n_text_config(), True, True),
+        (tiny_gemma3n_text_config(), False, False),  # nothing is said of training
+        (tiny_gemma3_config(), True, False),  # no layer shares KV
+    ],
+)
+def test_layers_that_share_kv_are_warned_of_reentrant_checkpointing(
+    tmp_path: Path, config: dict[str, Any], *, backward: bool, warned: bool
+) -> None:
+    how = replace(SHORT, backward=backward, reference="none", loss_scale=1.0)
     with torch.enable_grad():
-        report = doctor.verify(write(tmp_path / "checkpoint", healthy(config), config), SHORT)
-    assert any("use_reentrant=False" in remark for remark in report.remarks)
+        report = doctor.verify(write(tmp_path / "checkpoint", healthy(config), config), how)
+    assert [remark for remark in report.remarks if "use_reentrant=False" in remark] == list(report.remarks)
+    assert len(report.remarks) == warned
+
+
+def test_layers_that_are_computed_again_have_the_same_gradients(tmp_path: Path) -> None:
+    """To the last bit, though they share KV: reentrant, transformers 5.23 gives others."""
+    config = tiny_gemma3n_text_config()
+    subject = loading.read_config(open_checkpoint(write(tmp_path / "checkpoint", healthy(config), config)))
+    batches = [batch(subject, "text", SHORT.request)]
+    found = []
+    for checkpointing in (False, True):
+        here = bench.Bench(replace(SHORT, checkpointing=checkpointing), CPU, 0)
+        with torch.enable_grad():
+            reference = references(here, subject, batches)["text"]
+        again = {key[2] for key in reference.figures if key[0] == "backward" and "backward" not in key[2]}
+        assert any("attention" in op for op in again) is checkpointing
+        found.append((reference.loss, reference.gradients))
+    assert len(found[0][1]) > 50
+    assert found[0] == found[1]
+
+
+class Layer(nn.Module):  # type: ignore[misc]  # torch is not read by the type checker
+    """Computed again in the backward pass, where its model says so, and only while training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradient_checkpointing, self.dropout = False, 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """With dropout while training."""
+        return nn.functional.dropout(x, self.dropout, self.training)
+
+
+class Layers(nn.Module):  # type: ignore[misc]  # as above
+    """A model of one such layer, and of one that is never computed again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other = Layer(), nn.Dropout(0.5)
+
+    def gradient_checkpointing_enable(self, *, gradient_checkpointing_kwargs: dict[str, bool]) -> None:
+        """As transformers before 5.23 has it."""
+        assert gradient_checkpointing_kwargs == {"use_reentrant": False}
+        self.first.gradient_checkpointing = True
+
+
+def test_layers_that_are_computed_again_drop_nothing() -> None:
+    """They must think that they are trained; what they compute must not differ."""
+    subject = mock.Mock(loaded=lambda *_: nullcontext(Layers().eval()))
+    with bench.Bench(replace(SHORT, checkpointing=True), CPU, 0).model(subject, torch.float32) as model:
+        assert (model.first.training, model.other.training) == (True, False)
+        assert model.other(model.first(torch.ones(64))).tolist() == [1.0] * 64
+
+
+@pytest.mark.parametrize(("modality", "side"), [("text", None), ("image", 64), ("audio", None)])
+def test_the_same_seed_gives_the_same_figures(multimodal: Path, modality: Modality, side: int | None) -> None:
+    """Every operation's, forward and backward, to the last bit, whatever was drawn before."""
+
+    def figures() -> tuple[Activation, ...]:
+        how = replace(SHORT, modalities=(modality,), reference="none", loss_scale=1.0)
+        with torch.enable_grad():
+            report = doctor.verify(multimodal, replace(how, request=Request(length=8, seed=7, side=side)))
+        return tuple(one for one in report.activations if one.phase != "load")
+
+    first = figures()
+    assert {one.phase for one in first} == {"forward", "backward"}
+    torch.rand(1)
+    assert figures() == first
+
+
+@pytest.fixture(scope="module")
+def multimodal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny_gemma3n_config()
+    return write(tmp_path_factory.mktemp("multimodal") / "checkpoint", healthy(config), config)
+
+
+def test_a_whole_verification_is_the_same_each_time(tmp_path: Path) -> None:
+    """Reference, drift and loss scales too; with another seed it is another."""
+    config = tiny_gemma3_config()
+    checkpoint = write(tmp_path / "checkpoint", healthy(config), config)
+
+    def judged(seed: int) -> tuple[Run, ...]:
+        with torch.enable_grad():
+            how = replace(SHORT, request=Request(length=8, seed=seed))
+            verification = doctor.verify(checkpoint, how).verification
+        assert verification is not None
+        return tuple(replace(run, seconds=0.0) for run in verification.runs)
+
+    assert judged(0) == judged(0) != judged(1)
 
 
 def test_a_bfloat16_operation_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

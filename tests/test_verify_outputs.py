@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gemma_doctor.verify.outputs import Comparing, Keeping, seeing, worst
+from gemma_doctor.verify.outputs import Compared, Comparing, Keeping, seeing, worst
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.tracing import Trace
 
@@ -66,6 +66,8 @@ def test_infinities_are_counted_and_the_largest_finite_magnitude_is_told() -> No
         ((2, 5, 16), (0, 3), 1 / 10),  # a position of a sequence: its last axis
         ((1, 16, 4, 4), (0, slice(None), 1, 2), 1 / 16),  # of a picture's features: its second
         ((1, 16, 4, 4), (0, 3, 1, 2), 0),  # one number is no position
+        ((1, 16, 8, 8), (0, slice(None), 1, 2), 1 / 64),  # the same, where the width may be the channels
+        ((2, 4, 3, 16), (0, 1, 2), 1 / 24),  # of an attention's heads: its last
         ((4, 1, 6, 8), (2, 0, 1, 5), 0),  # nor where the second axis is a batch of one
     ],
 )
@@ -84,6 +86,21 @@ def test_positions_that_are_nearly_zero_in_the_reference_do_not_count() -> None:
     assert one.collapsed == 0
 
 
+@pytest.mark.parametrize("long", [1.0, 200.0])
+def test_positions_a_hundredth_as_long_as_most_do_count(long: float) -> None:
+    """One that is very long does not make the others negligible."""
+    x = torch.ones(16, 8)
+    x[0] = long
+    x[1] = 0.9 if long > 1 else 0.02
+    (one,) = compared(x, zeroed(1)).results()
+    assert one.collapsed == 1 / 16
+
+
+def test_an_output_that_is_zero_in_the_reference_too_is_right() -> None:
+    (one,) = compared(torch.zeros(4, 8), lambda x: x).results()
+    assert (one.error, one.collapsed) == (0, 0)
+
+
 def test_what_is_kept_is_a_copy() -> None:
     keeping = Keeping()
     model = nn.Sequential(Scale())
@@ -99,6 +116,57 @@ def test_the_mean_square_is_the_least_over_positions() -> None:
     with seeing(nn.Sequential(conv), keeping):
         y = conv(torch.randn(1, 2, 4, 4)).detach()
     assert keeping.kept["0", 0].mean_square_min == pytest.approx(float(y.square().mean(1).amin()))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "axis"),
+    [
+        (nn.Conv1d(2, 3, 1), (1, 2, 5), 1),
+        (Scale(), (2, 5, 3), -1),
+        (Scale(), (5, 3), None),
+        (Scale(), (1, 2, 5, 3), None),
+    ],
+    ids=["sound", "sequences", "table", "heads"],
+)
+def test_only_what_has_channels_has_a_mean_square(module: nn.Module, shape: tuple[int, ...], axis: int | None) -> None:
+    keeping = Keeping()
+    with seeing(nn.Sequential(module), keeping):
+        y = module(torch.randn(shape)).detach()
+    seen = keeping.kept["0", 0].mean_square_min
+    assert seen == (None if axis is None else pytest.approx(float(y.square().mean(axis).amin())))
+
+
+class Answering(nn.Module):
+    """Returns what a model does: a loss, logits, and more."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        """The logits are what counts."""
+        return {"loss": x.sum(), "ids": x.long(), "logits": x * 2, "hidden_states": (x, x)}
+
+
+def test_of_what_a_model_returns_the_logits_are_compared() -> None:
+    keeping = Keeping()
+    with seeing(model := Answering(), keeping):
+        model(torch.ones(2, 3))
+    assert {call: kept.output.tolist() for call, kept in keeping.kept.items()} == {("", 0): [[2.0] * 3] * 2}
+
+
+def test_nothing_is_no_output() -> None:
+    keeping = Keeping()
+    with seeing(model := nn.Sequential(nn.Identity(), Scale(), Scale(lambda x: x[:0])), keeping):
+        model(torch.ones(4))
+    assert list(keeping.kept) == [("1", 0)]
+
+
+def test_the_worst_call_of_a_module_counts_and_nan_is_the_worst() -> None:
+    def calls(*errors: tuple[str, float]) -> list[Compared]:
+        return [Compared(module, "Scale", 1.0, 0, error, 0.0) for module, error in errors]
+
+    nan = math.nan
+    for errors in ((0.5, nan, 0.1), (nan, 0.5), (0.5, nan), (math.inf, nan)):
+        assert math.isnan(worst(calls(*(("a", error) for error in errors)))["a"].error)
+    found = worst(calls(("a", 0.1), ("b", 0.3), ("a", 0.2), ("b", 0.1)))
+    assert [(module, one.error) for module, one in found.items()] == [("b", 0.3), ("a", 0.2)]
 
 
 def test_a_module_that_passes_on_what_it_was_given_is_not_seen_twice() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from checkpoints import tiny_gemma3n_config
+from checkpoints import tiny_gemma3_config, tiny_gemma3_multimodal_config, tiny_gemma3n_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,18 +26,20 @@ from gemma_doctor.verifications import (
     Run,
     Verification,
 )
-from gemma_doctor.verify.evidence import Evidence
+from gemma_doctor.verify.evidence import Evidence, plain
 from gemma_doctor.verify.registry import RULES
 
 CONV = "model.vision_tower.timm_model.msfa.ffn.pw_proj"
 WEIGHT = f"{CONV}.conv.weight"
+AUDIO = "model.audio_tower.subsample_conv_projection.conv_0.norm"
 SOUND = Run(modality="image", inputs="a picture", operations=100, seconds=1.0, drift=Drift(1e-6, 1.0))
 
 
-def find(run: Run) -> list[Finding]:
+def find(run: Run, config: Mapping[str, Any] | None = None) -> list[Finding]:
     tensors = {WEIGHT: TensorInfo(WEIGHT, "BF16", (8, 8, 1, 1), "model.safetensors", 0, 128)}
     verification = Verification(device="CPU", mode="half", backward=True, guarded=False, runs=(run,))
-    evidence = Evidence(verification, identify(tiny_gemma3n_config()), {name: name for name in tensors}, tensors)
+    model = identify(config or tiny_gemma3n_config())
+    evidence = Evidence(verification, model, {name: name for name in tensors}, tensors)
     return [finding for rule in RULES for finding in rule.check(evidence)]
 
 
@@ -81,6 +83,28 @@ def test_gd401_names_a_weight_that_did_not_survive_the_cast() -> None:
     assert f"{WEIGHT}, cast to F16, makes 4 of 64" in finding.message
 
 
+@pytest.mark.parametrize(
+    ("reached", "said"),
+    [
+        (None, "makes 4 of 64 elements inf or NaN. It read"),
+        (0.0, "inf or NaN; the float32 reference reaches 0 there. It read"),
+        (40_000.0, "inf or NaN; the float32 reference reaches 40,000 there. It read"),  # a sum in float16
+        (65_504.0 * 2**0.5, "the float32 reference reaches 92,637 there, 0.5 bits beyond 65504. It read"),
+    ],
+)
+def test_gd401_says_how_far_beyond_only_where_it_is(reached: float | None, said: str) -> None:
+    (finding,) = find(replace(SOUND, first_failure=replace(FAILURE, reference_absmax=reached)))
+    assert said in finding.message
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(0.0012345, "0.00123"), (99.96, "100"), (100, "100"), (65504, "65,504"), (1e7, "1e+07"), (3.4e38, "3.4e+38")],
+)
+def test_magnitudes_are_told_in_a_few_digits(number: float, said: str) -> None:
+    assert plain(number) == said
+
+
 def test_gd401_proposes_no_pass_for_what_none_mends() -> None:
     (finding,) = find(replace(SOUND, first_failure=FailingOp(output(module="model.language_model", op="aten.pow"))))
     assert (finding.tensor, finding.repair) == (None, None)
@@ -92,13 +116,41 @@ def test_a_norm_is_mended_by_the_convolution_before_it(suffix: str) -> None:
     assert finding.repair == Repair("rescale-conv", "eps")
 
 
+@pytest.mark.parametrize(
+    ("config", "module", "mended"),
+    [
+        (tiny_gemma3_config(), "model.layers.1", True),  # the layer, which adds up the stream
+        (tiny_gemma3_config(), "model.layers.1.post_feedforward_layernorm", True),  # which writes into it
+        (tiny_gemma3_config(), "model.layers.1.mlp.up_proj", False),
+        (tiny_gemma3_multimodal_config(), "model.language_model.layers.1", True),  # transformers' own name
+        (tiny_gemma3n_config(), "model.language_model.layers.1", False),  # refused: soft tokens cannot be scaled
+    ],
+)
+def test_a_residual_stream_is_mended_where_what_writes_it_fails(
+    config: Mapping[str, Any], module: str, *, mended: bool
+) -> None:
+    (finding,) = find(replace(SOUND, first_failure=FailingOp(output(module=module, op="aten.add"))), config)
+    assert finding.repair == (Repair("rescale-residual", "eps") if mended else None)
+
+
 def test_gd402_needs_every_scale_to_overflow() -> None:
     every = scales((0, "overflow"), (16, "overflow"))
     (finding,) = find(replace(SOUND, loss_scales=every, first_failure=FailingOp(output("backward"))))
     assert finding.rule == "GD402"
     assert "down to 1; first aten.convolution in" in finding.message
+    assert (finding.evidence["least_scale"], finding.evidence["scales_tried"]) == (1.0, 2)
     (finding,) = find(replace(SOUND, loss_scales=every))
     assert "gradients of 3 parameters, of layer0 among them, are inf or NaN" in finding.message
+
+
+@pytest.mark.parametrize(("module", "mended"), [(f"{CONV}.bn", True), (f"{CONV}.conv", False), (AUDIO, False)])
+def test_gd402_proposes_to_rescale_for_the_norms_that_square_in_float16(module: str, *, mended: bool) -> None:
+    """Those of the audio encoder compute in float32, and a convolution's own gradient is another matter."""
+    every = scales((0, "overflow"))
+    (finding,) = find(
+        replace(SOUND, loss_scales=every, first_failure=FailingOp(output("backward", module, "aten.pow")))
+    )
+    assert finding.repair == (Repair("rescale-conv", "eps") if mended else None)
 
 
 def test_gd402_is_silent_where_the_forward_pass_failed() -> None:
@@ -112,7 +164,9 @@ def test_gd402_is_silent_where_the_forward_pass_failed() -> None:
         ({"error": 0.5, "bfloat16_error": 0.004}, True),
         ({"error": 0.5, "bfloat16_error": 0.004, "nonfinite": 1}, False),  # GD401 names the operation
         ({"error": 0.5, "bfloat16_error": 0.26}, False),  # bfloat16 is as far off: it is not the range
+        ({"error": 0.5, "bfloat16_error": 0.24}, True),
         ({"error": 0.09, "bfloat16_error": 0.001}, False),
+        ({"error": 0.11, "bfloat16_error": 0.001}, True),
         ({"error": 0.09, "bfloat16_error": 0.001, "collapsed": 0.001}, True),
         ({"error": None}, False),
         ({"error": 0.5, "bfloat16_error": None}, True),
@@ -134,15 +188,30 @@ def test_gd403_reports_the_first_module_and_counts_the_others() -> None:
     )
     (finding,) = find(replace(SOUND, modules=modules))
     assert finding.evidence["module"] == f"{CONV}.bn"
+    assert finding.repair == Repair("rescale-conv", "eps")
     assert "25.00% of its positions" in finding.message
     assert finding.message.endswith("So do 1 modules after it")
 
 
-@given(st.floats(0, 10) | st.none(), st.floats(0, 10) | st.none())
+@pytest.mark.parametrize("module", [f"{CONV}.conv", f"{CONV}.conv.inner"])
+def test_gd403_names_the_weight_of_the_module_or_of_what_it_is_a_part_of(module: str) -> None:
+    (finding,) = find(replace(SOUND, modules=(ModuleDrift(module, "Conv2d", 0.0, 0, 4.7, 0.5, 0.001),)))
+    assert (finding.tensor, finding.file) == (WEIGHT, "model.safetensors")
+
+
+KL = st.floats(0, 10) | st.floats(0, 3e-5) | st.none()
+
+
+@given(KL, KL)
 def test_gd404_compares_with_bfloat16(own: float | None, beside: float | None) -> None:
     found = find(replace(SOUND, drift=Drift(own, 0.5), bfloat16_drift=Drift(beside, 0.9)))
     further = beside is not None and (own is None or own > max(beside, 1e-5))
     assert [finding.rule for finding in found] == ["GD404"] * further
+
+
+def test_gd404_is_silent_where_an_operation_is_named() -> None:
+    drifting = replace(SOUND, first_failure=FAILURE, drift=Drift(None, 0.0), bfloat16_drift=Drift(1e-3, 1.0))
+    assert [finding.rule for finding in find(drifting)] == ["GD401"]
 
 
 @pytest.mark.parametrize(
@@ -160,10 +229,10 @@ def test_gd405_needs_four_bits_of_room(window: LossScales, found: bool) -> None:
 
 
 def test_gd405_names_the_layers_on_both_sides() -> None:
-    (finding,) = find(
-        replace(SOUND, loss_scales=scales((0, "underflow"), (9, "sound"), (12, "sound"), (13, "overflow")))
-    )
+    """The nearest on either side, of all that were tried."""
+    outcomes = ((0, "underflow"), (8, "underflow"), (9, "sound"), (12, "sound"), (13, "overflow"), (16, "overflow"))
+    (finding,) = find(replace(SOUND, loss_scales=scales(*outcomes)))
     assert finding.message == (
         "image run: loss scales from 2^9 to 2^12 are sound, 3 bits of room; above, gradients of layer13 overflow; "
-        "below, those of layer0 vanish"
+        "below, those of layer8 vanish"
     )

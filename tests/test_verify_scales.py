@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +43,47 @@ def test_a_right_guess_takes_few_passes(high: int) -> None:
     seen: list[float] = []
     search(backward(0, high, seen), REFERENCE, high)
     assert len(seen) == len(set(seen)) <= 3
+
+
+@given(st.integers(0, LARGEST), st.integers(-1, LARGEST), st.integers(0, LARGEST))
+def test_a_wrong_guess_takes_few_more(low: int, high: int, guess: int) -> None:
+    """Growing steps, then bisection, on either side: a pass through a large model takes minutes."""
+    seen: list[float] = []
+    search(backward(low, high, seen), REFERENCE, guess)
+    assert len(seen) == len(set(seen)) <= 15
+
+
+def test_scales_from_1_to_2_to_the_24_are_tried() -> None:
+    assert search(backward(0, 99), REFERENCE).sound[-1] == 2.0**24
+    assert search(backward(99, 99), REFERENCE).trials[0].scale == 1
+
+
+@given(st.integers(0, 100))
+def test_a_gradient_has_vanished_where_more_than_half_of_what_was_not_zero_is(zeros: int) -> None:
+    """Of the reference's 90 of 100."""
+    (trial,) = tried(lambda _: {"layer.weight": TensorStats(count=100, zeros=zeros)}, REFERENCE, 1.0).trials
+    assert trial.outcome == ("underflow" if zeros - 10 > 90 / 2 else "sound")
+
+
+@pytest.mark.parametrize("broken", [TensorStats(count=100, inf=1), TensorStats(count=100, nan=1)], ids=["inf", "nan"])
+def test_overflow_is_told_by_any_number_that_is_not_finite(broken: TensorStats) -> None:
+    (trial,) = tried(lambda _: {"layer.weight": broken}, REFERENCE, 1.0).trials
+    assert trial.outcome == "overflow"
+
+
+def test_each_side_names_the_layer_that_closes_it() -> None:
+    """Gradients flow from the end: the last layer that overflows did so first. Below, what vanishes most is named."""
+    names = [f"model.layers.{at}.mlp.weight" for at in range(4)]
+    reference = {name: TensorStats(count=100) for name in names}
+
+    def named(*zeros: int, inf: Sequence[int] = (0, 0, 0, 0)) -> str | None:
+        rows = zip(names, zeros, inf, strict=True)
+        seen = {name: TensorStats(count=100, zeros=zero, inf=broken) for name, zero, broken in rows}
+        return tried(lambda _: seen, reference, 1.0).trials[0].module
+
+    assert named(0, 0, 0, 99, inf=(1, 9, 1, 0)) == "model.layers.2.mlp"
+    assert named(60, 90, 70, 0) == "model.layers.1.mlp"
+    assert named(50, 0, 0, 0) is None
 
 
 def test_a_window_that_is_never_open() -> None:

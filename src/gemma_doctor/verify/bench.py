@@ -51,14 +51,21 @@ class Bench:
             subject: The checkpoint.
             dtype: What its parameters are cast to.
         """
-        limit, backward = self.measures.memory_limit, self.measures.backward
-        spread = machine.room(self.numel * dtype.itemsize, self.device, limit, backward=backward)
-        with subject.loaded(dtype, self.device, spread) as model:
+        with subject.loaded(dtype, self.device, self.spread(dtype)) as model:
             _freeze(model, self.measures)
             stream(model, self.device)
             if self.measures.checkpointing:
                 _recompute(model)
             yield model
+
+    def spread(self, dtype: torch.dtype) -> dict[Any, Any] | None:
+        """Bytes for accelerate to fill, where the model does not fit into the device's memory; None where it does.
+
+        Args:
+            dtype: What its parameters are cast to.
+        """
+        limit, backward = self.measures.memory_limit, self.measures.backward
+        return machine.room(self.numel * dtype.itemsize, self.device, limit, backward=backward)
 
     def trace(self, places: Places) -> Trace:
         """A trace of a model that runs here."""

@@ -72,6 +72,7 @@ def verify(
     beside: dict[Modality, Bfloat16] = {}
     other: dict[Modality, Tensor] = {}
     with machine.without_tf32(measures.request.seed), machine.limited(bench.device, measures.memory_limit):
+        _check_guard(bench)
         if measures.reference == "float32":
             true = reference.references(bench, subject, batches)
             beside = reference.bfloat16(bench, subject, batches, true)
@@ -90,7 +91,7 @@ def verify(
         guarded=measures.guard,
         runs=tuple(runs),
         imitated=machine.imitated(bench.device, measures.memory_limit),
-        not_imitated=machine.not_imitated(bench.device),
+        not_imitated=machine.not_imitated(bench.device, measures.memory_limit),
         against=against.uri if against else None,
         peak_memory=used,
         frozen=measures.frozen,
@@ -119,6 +120,27 @@ def _batches(subject: Subject, measures: Measures) -> tuple[list[Batch], list[Sk
     return made, skipped
 
 
+def _dtype(bench: Bench) -> torch.dtype:
+    """What the weights of the run that is judged are cast to."""
+    return torch.float32 if bench.measures.mode == "amp" else torch.float16
+
+
+def _check_guard(bench: Bench) -> None:
+    """The kernels choose their exponents by the weights, and read those of several layers at once: all must be there.
+
+    Raises:
+        UsageError: If the model would be guarded and its device cannot hold it.
+    """
+    room = bench.spread(_dtype(bench)) if bench.measures.guard else None
+    if room is not None:
+        need, there = (nbytes / (1 << 30) for nbytes in (bench.numel * _dtype(bench).itemsize, room[0]))
+        raise UsageError(
+            f"--guard needs every weight on the device: they take {need:.3g} GiB, and {there:.3g} GiB may hold weights "
+            "(more with --no-backward). Raise --memory-limit, run with --device cpu, or mend the weights with "
+            "`gemma-doctor repair` and verify the copy without --guard"
+        )
+
+
 def _check_comparable(true: Mapping[Modality, Reference], other: Mapping[Modality, Tensor]) -> None:
     for modality, logits in other.items():
         if logits.shape != true[modality].logits.shape:
@@ -135,7 +157,8 @@ def _float16(
 ) -> tuple[list[Run], list[Activation]]:
     runs: list[Run] = []
     activations: list[Activation] = []
-    with bench.model(subject, torch.float32 if bench.measures.mode == "amp" else torch.float16) as model:
+    _check_guard(bench)  # the runs before may have left less memory free
+    with bench.model(subject, _dtype(bench)) as model:
         if bench.measures.guard:
             guard(model)
         candidate = Candidate(bench, model)

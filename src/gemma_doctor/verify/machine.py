@@ -64,13 +64,13 @@ def imitated(device: torch.device, limit: float | None) -> tuple[str, ...]:
     return tuple(facts)
 
 
-def not_imitated(device: torch.device) -> tuple[str, ...]:
+def not_imitated(device: torch.device, limit: float | None) -> tuple[str, ...]:
     """What is not."""
     if "T4" in name(device):
         return ()
     facts = ["a T4's kernels (order of summation, attention backend) and its speed"]
     if device.type == "cpu":
-        facts.append("a T4's memory")
+        facts.append("a T4's memory" + ("" if limit is None else " (--memory-limit holds on a GPU only)"))
     return tuple(facts)
 
 
@@ -122,8 +122,9 @@ def limited(device: torch.device, limit: float | None) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         size = f"{limit:g} GiB (--memory-limit)" if limit else "the memory of this device"
         raise UsageError(
-            f"the run does not fit into {size}: shorten it with --seq-len, use --gradient-checkpointing, leave the "
-            "backward pass out with --no-backward, or take the reference on its own machine with --reference none"
+            f"the run does not fit into {size}: shorten it with --seq-len or --image-size, leave the backward pass out "
+            "with --no-backward (or keep less for it with --gradient-checkpointing), or take the reference on its own "
+            "machine with --reference none"
         ) from error
     finally:
         if whole:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 import torch
@@ -154,7 +155,7 @@ def worst(compared: Sequence[Compared]) -> dict[str, Compared]:
     found: dict[str, Compared] = {}
     for one in compared:
         known = found.get(one.module)
-        if known is None or not one.error <= known.error:
+        if known is None or (isnan(one.error), one.error) > (isnan(known.error), known.error):
             found.pop(one.module, None)
             found[one.module] = one
     return found
