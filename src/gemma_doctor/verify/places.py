@@ -22,13 +22,40 @@ from gemma_doctor.verify.operations import address
 from gemma_doctor.verify.passing import ordinary
 from gemma_doctor.verify.streaming import Streamed, streamed
 
-__all__ = ["Places"]
+__all__ = ["Marks", "Places"]
 
 _graph_task = torch._C._current_graph_task_id  # noqa: SLF001  # torch.utils.module_tracker asks it too
 _running_node = torch._C._current_autograd_node  # noqa: SLF001  # no public name tells it
 
 _END = 1 << 63
 """Numbers from here on belong to the ends of the graph, where parameters' gradients are added up."""
+
+
+@dataclass(slots=True)
+class Marks:
+    """Which module was running when each node of the backward pass was made; holds nothing of the model.
+
+    Attributes:
+        numbers: Sequence numbers of autograd's nodes, growing.
+        running: The module from each of them on.
+    """
+
+    numbers: list[int] = field(default_factory=list)
+    running: list[str] = field(default_factory=list)
+
+    def put(self, module: str) -> None:
+        """From now on this module runs."""
+        self.numbers.append(torch.autograd._get_sequence_nr())  # noqa: SLF001
+        self.running.append(module)
+
+    def found(self, spots: Iterable[Spot]) -> Iterator[Place]:
+        """Phase and module of what :meth:`Places.here` told; of a node of the backward pass, what made it."""
+        for spot in spots:
+            if isinstance(spot, int):
+                at = bisect_right(self.numbers, spot)
+                yield "backward", self.running[at - 1] if at else ""
+            else:
+                yield spot
 
 
 @dataclass(slots=True)
@@ -41,6 +68,7 @@ class Places:
         storages: The same, by the address of its memory: views of a parameter have that address too.
         ordinary: Whether all of them are ordinary tensors, which have no answer of their own to operations.
         offloaded: The weights that have memory only while they are used; None where all have.
+        marks: What tells the module of a node of the backward pass.
     """
 
     names: dict[nn.Module, str]
@@ -48,9 +76,8 @@ class Places:
     storages: dict[int, str]
     ordinary: bool = True
     offloaded: Streamed | None = None
+    marks: Marks = field(default_factory=Marks)
     _stack: list[str] = field(default_factory=list)
-    _numbers: list[int] = field(default_factory=list)
-    _running: list[str] = field(default_factory=list)
     _forward: Place = ("forward", "")
 
     @classmethod
@@ -95,15 +122,6 @@ class Places:
         variable = getattr(node, "variable", None)
         return "backward", self.parameters.get(id(variable), "").rpartition(".")[0]
 
-    def found(self, spots: Iterable[Spot]) -> Iterator[Place]:
-        """Phase and module of what :meth:`here` told: of a node of the backward pass, the module that made it."""
-        for spot in spots:
-            if isinstance(spot, int):
-                at = bisect_right(self._numbers, spot)
-                yield "backward", self._running[at - 1] if at else ""
-            else:
-                yield spot
-
     def _enter(self, module: nn.Module, _args: object) -> None:
         if module in self.names:
             self._stack.append(self.names[module])
@@ -117,5 +135,4 @@ class Places:
     def _mark(self) -> None:
         self._forward = "forward", self._stack[-1] if self._stack else ""
         if _graph_task() == -1:
-            self._numbers.append(torch.autograd._get_sequence_nr())  # noqa: SLF001
-            self._running.append(self._forward[1])
+            self.marks.put(self._forward[1])

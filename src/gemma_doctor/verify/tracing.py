@@ -97,7 +97,7 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
     def events(self) -> Events:
         """Everything that was recorded so far."""
         self._flush()
-        return Events(self._log.copied(), self._places.found, tuple(self._launched), tuple(self._starts))
+        return Events(self._log.copied(), self._places.marks.found, tuple(self._launched), tuple(self._starts))
 
     def _learn(self, func: Any) -> Operation:  # noqa: ANN401  # an OpOverload
         known = self._known[id(func)] = operation(func)
