@@ -113,7 +113,8 @@ def test_loss_scales_and_drift_are_in_the_document() -> None:
     run = to_dict(verified())["verification"]["runs"][0]
     assert run["loss_scales"]["sound"] == [2.0, 16.0]
     assert run["loss_scales"]["room"] == 3.0
-    assert run["loss_scales"]["trials"][3] == {"scale": 32.0, "outcome": "overflow", "module": "b"}
+    last = {"scale": 32.0, "outcome": "overflow", "module": "b", "parameters": 1}
+    assert run["loss_scales"]["trials"][3] == last
     assert (run["drift"], run["bfloat16_drift"]) == ({"kl": None, "top1": 0.25}, {"kl": 0.125, "top1": 1.0})
     assert run["against_drift"] == {"kl": 0.5, "top1": 0.75}
     assert (run["modules"][0]["collapsed"], run["modules"][0]["mean_square_min"]) == (0.5, 0.25)
