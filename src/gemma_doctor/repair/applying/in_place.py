@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,16 +61,18 @@ def apply_in_place(plan: Plan, checkpoint: Checkpoint) -> Applied:
         check_files(plan.fingerprint, checkpoint, source)
         header = source.header(edit.file)
     at, new = checkpoint.metadata[edit.key].at, uint32_bytes(edit.number)
-    _write_backup(backup, header)
     try:
-        _change(path, header, at, new)
-        _prove(checkpoint, edit, path, backup)
+        with _interrupts_held():
+            _write_backup(backup, header)
+            _change(path, header, at, new)
+            _prove(checkpoint, edit, path, backup)
     except ChangedError:
         backup.unlink()
         raise
     except KeyboardInterrupt:
-        _change_back(path, header, at, new)
-        backup.unlink()
+        with _interrupts_held():
+            _change_back(path, header, at, new)
+            backup.unlink(missing_ok=True)
         raise
     except OSError as error:
         what = f"{shown(edit.file)}: it could not be written: {error.strerror or error}"
@@ -120,6 +124,22 @@ def _write_backup(backup: Path, header: bytes) -> None:
     except OSError as error:
         what = f"{backup}: the header's copy could not be written: {error.strerror or error}"
         raise OutputError(f"{what}. The file itself was not touched. Make room beside it. Or: {_NEXT}.") from error
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """While it lasts (milliseconds), Ctrl-C waits: between two steps here it would leave something behind."""
+    if threading.current_thread() is not threading.main_thread():  # Python interrupts no other
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextmanager
