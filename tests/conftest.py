@@ -7,7 +7,10 @@ runs the tests, what they print is no workflow's output.
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # No deadline: the first call of a kernel compiles it, and the machines that run this are shared.
@@ -24,3 +27,11 @@ settings.load_profile("repeatable")
 os.environ["TRITON_INTERPRET"] = "1"
 for _name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
     os.environ.pop(_name, None)
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """A command that has changed a file in place hears Ctrl-C no more; the next test does."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -188,9 +189,12 @@ def _push(  # noqa: PLR0913  # what is sent, where from, where to, and how
 
 
 def _change(plan: Plan, source: str) -> Applied:
+    """Change the file. Then Ctrl-C ends nothing any more: it is done, and what is left is to say so."""
     from gemma_doctor import doctor
 
-    return doctor.repair_in_place(plan, source)
+    done = doctor.repair_in_place(plan, source)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    return done
 
 
 def _saved(path: Path, *, unsafe: bool) -> Plan:

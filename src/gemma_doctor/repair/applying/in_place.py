@@ -66,6 +66,15 @@ def apply_in_place(plan: Plan, checkpoint: Checkpoint) -> Applied:
             _write_backup(backup, header)
             _change(path, header, at, new)
             _prove(checkpoint, edit, path, backup)
+            done = Applied(
+                output=Path(os.path.realpath(path)),
+                files=(WrittenFile(backup.name, len(header), hashlib.sha256(header).hexdigest(), linked=False),),
+                bytes_written=len(header) + len(new),
+                bytes_linked=0,
+                seconds=time.perf_counter() - started,
+                removed_leftovers=(),
+                remarks=(f"the old header is in {shown(str(backup))}; delete it when the file has proved itself",),
+            )
     except ChangedError:
         backup.unlink()
         raise
@@ -77,15 +86,7 @@ def apply_in_place(plan: Plan, checkpoint: Checkpoint) -> Applied:
     except OSError as error:
         what = f"{shown(edit.file)}: it could not be written: {error.strerror or error}"
         raise OutputError(f"{what}. {_restoring(path, backup)}") from error
-    return Applied(
-        output=Path(os.path.realpath(path)),
-        files=(WrittenFile(backup.name, len(header), hashlib.sha256(header).hexdigest(), linked=False),),
-        bytes_written=len(header) + len(new),
-        bytes_linked=0,
-        seconds=time.perf_counter() - started,
-        removed_leftovers=(),
-        remarks=(f"the old header is in {shown(str(backup))}; delete it when the file has proved itself",),
-    )
+    return done
 
 
 def _only_edit(plan: Plan) -> SetMetadata:
