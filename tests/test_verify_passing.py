@@ -13,8 +13,7 @@ import pytest
 import tiny_models  # noqa: F401  # makes torchvision importable beside a torch for CPUs
 import torch
 from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3n_text_config, write
-from torch import nn
-from torch.library import Library, fallthrough_kernel
+from torch import library, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gemma_doctor.checkpoint import open_checkpoint
@@ -142,10 +141,10 @@ def test_a_trace_that_fails_puts_it_right() -> None:
 
 
 def test_what_fails_half_way_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = {"t": fallthrough_kernel}
+    kernels = {"t": library.fallthrough_kernel}
     monkeypatch.setattr(passing, "VIEWS", ("t", "view"))
-    impl = Library.impl
-    monkeypatch.setattr(Library, "impl", lambda self, name, _: impl(self, name, kernels.get(name)))
+    impl = library.Library.impl
+    monkeypatch.setattr(library.Library, "impl", lambda self, name, _: impl(self, name, kernels.get(name)))
     with pytest.raises(TypeError), views_pass():
         pass
     assert seen() == UNTOUCHED

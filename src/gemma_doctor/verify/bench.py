@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gemma_doctor.checkpoint.quoting import listed
 from gemma_doctor.errors import UsageError
 from gemma_doctor.verify import machine
 from gemma_doctor.verify.inputs import Batch
@@ -22,9 +23,6 @@ from gemma_doctor.verify.streaming import stream
 from gemma_doctor.verify.tracing import Trace
 
 __all__ = ["Bench"]
-
-_NAMED = 3
-"""Parameters that an error shows as examples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +103,11 @@ def _freeze(model: nn.Module, measures: Measures) -> None:
     for glob in measures.frozen:
         chosen = [name for name in names if fnmatchcase(name, glob)]
         if not chosen:
-            raise UsageError(f"--freeze {glob}: no parameter has such a name; they are {_some(names)}")
+            raise UsageError(f"--freeze {glob}: no parameter has such a name; they are {listed(tuple(names))}")
         for name in chosen:
             model.get_parameter(name).requires_grad_(requires_grad=False)
     if measures.frozen and not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError("--freeze leaves no parameter to train; to run forward only, --no-backward")
-
-
-def _some(names: list[str]) -> str:
-    """``"a, b, c and 5 more"``."""
-    rest = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return f"{', '.join(names[:_NAMED])}{rest}"
 
 
 def _recompute(model: Any) -> None:  # noqa: ANN401  # a class of transformers

@@ -13,8 +13,7 @@ from contextlib import ExitStack, contextmanager
 from threading import Lock
 
 import torch
-from torch import Tensor
-from torch.library import Library, fallthrough_kernel
+from torch import Tensor, library
 
 __all__ = ["VIEWS", "ordinary", "views_pass"]
 
@@ -77,10 +76,10 @@ def _begin() -> None:
         if not _entered:
             # A compiler works on tensors of a class of its own. What is compiled runs operation by operation meanwhile.
             begun.enter_context(torch.compiler.set_stance("force_eager"))
-            library = Library("aten", "IMPL", "Python")
-            begun.callback(library._destroy)  # noqa: SLF001  # as torch's documentation says
+            views = library.Library("aten", "IMPL", "Python")
+            begun.callback(views._destroy)  # noqa: SLF001  # as torch's documentation says
             for name in VIEWS:
-                library.impl(name, fallthrough_kernel)
+                views.impl(name, library.fallthrough_kernel)
             _held.push(begun.pop_all())
         _entered += 1
 
