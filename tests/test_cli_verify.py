@@ -63,7 +63,7 @@ def test_a_model_that_no_guard_knows_is_refused_and_not_called_guarded(tmp_path:
     config = tiny_gemma2_config()
     done = run("verify", write(tmp_path / "checkpoint", healthy(config), config), "--seq-len", "8", "--guard")
     assert done.returncode == 2
-    assert "Gemma2ForCausalLM: nothing in it can be guarded. What can is Gemma 3's text model" in done.stderr
+    assert "--guard knows nothing in a Gemma2ForCausalLM. It knows Gemma 3 and Gemma 3n." in done.stderr
 
 
 def test_a_sound_model_exits_with_0_and_says_what_was_measured(sound: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from gemma_doctor.verify import machine, reference
 from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.drift import drift
 from gemma_doctor.verify.float16 import Candidate
+from gemma_doctor.verify.guardable import check_known
 from gemma_doctor.verify.inputs import Batch, batch, check_used
 from gemma_doctor.verify.loading import Subject, read_config
 from gemma_doctor.verify.measures import Measures
@@ -65,6 +66,8 @@ def verify(
     if against is not None and measures.reference == "none":
         raise UsageError("another checkpoint is compared with the float32 reference: leave out --reference none")
     subject = read_config(checkpoint)
+    if measures.guard:
+        check_known(subject)
     numel = sum(tensor.numel for tensor in checkpoint.tensors.values())
     bench = Bench(measures, machine.find(measures.device), numel, step)
     batches, skipped = _batches(subject, measures)
