@@ -58,7 +58,9 @@ def checkpoint(folder: Path, config: Mapping[str, Any]) -> Path:
 
 
 def test_a_model_that_no_guard_knows_is_refused_before_anything_is_run(tmp_path: Path, ran: list[str]) -> None:
-    with pytest.raises(UsageError, match=r"--guard knows nothing in a Gemma2ForCausalLM\. It knows Gemma 3 and Gemma 3n"):
+    with pytest.raises(
+        UsageError, match=r"--guard knows nothing in a Gemma2ForCausalLM\. It knows Gemma 3 and Gemma 3n"
+    ):
         doctor.verify(checkpoint(tmp_path, tiny_gemma2_config()), GUARDED)
     assert ran == []
 

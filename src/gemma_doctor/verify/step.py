@@ -68,6 +68,8 @@ def gradients(model: nn.Module, loss: Tensor, scale: float) -> dict[str, TensorS
     names = {id(parameter): name for name, parameter in model.named_parameters()}
 
     def gather(parameter: Tensor) -> None:
+        if parameter.grad is None:  # what used it has no gradient for it
+            return
         figures.add(names[id(parameter)], parameter.grad)
         parameter.grad = None
 

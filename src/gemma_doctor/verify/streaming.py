@@ -175,7 +175,7 @@ def _unpack(saved: Tensor | _Saved) -> Tensor:
     """What autograd kept."""
     if isinstance(saved, Tensor):
         return saved
-    with _disable_current_modes(), torch.no_grad():
+    with _disable_current_modes():
         again = saved.place.read(saved.device).to(saved.dtype).as_strided(saved.shape, saved.stride, saved.offset)
     saved.streamed.names[address(again)] = saved.place.name
     return again
