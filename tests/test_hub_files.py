@@ -12,7 +12,7 @@ import ggufs
 import numpy as np
 import pytest
 from checkpoints import healthy, plant_published, tiny_gemma3n_config, write
-from command import Done, run
+from command import Done, call, run
 from gguf.constants import GGUFValueType
 from hub_server import COMMIT, Hub, hub, repository
 from web_server import Ranged, serving
@@ -45,7 +45,7 @@ def document(done: Done) -> dict[str, Any]:
 
 def same(far: Done, near: Path) -> dict[str, Any]:
     """What a scan says far is what it says of the same files here."""
-    found, local = document(far), document(run("scan", near, "--json", "-"))
+    found, local = document(far), document(call("scan", near, "--json", "-"))
     for key in ("tensors", "findings", "coverage", "complete", "remarks"):
         assert found[key] == local[key]
     assert found["source"]["files"] == local["source"]["files"]
@@ -114,7 +114,7 @@ def test_what_is_not_read_beside_safetensors_is_said(server: Hub, folder: Path, 
     unproved, unread = found["remarks"]
     assert unproved.startswith("nothing is proved")
     assert unread == "not read: q4.gguf; these are other weights, to be scanned as SOURCES of their own"
-    near = document(run("scan", both, "--json", "-"))
+    near = document(call("scan", both, "--json", "-"))
     assert (found["tensors"], found["remarks"]) == (near["tensors"], near["remarks"])
     assert run("scan", "owner/both", "--download", "--quiet", env=env).code == 0
     assert not list((tmp_path / "home").rglob("*.gguf"))
@@ -140,7 +140,7 @@ def test_a_file_of_a_repository_is_repaired_alone(server: Hub, folder: Path, tmp
         "repair", "owner/name/q4.gguf", "--output", tmp_path / "far", "--save-plan", tmp_path / "p.json", env=env
     )
     assert done.code == 0, done.err
-    assert run("repair", folder / "q4.gguf", "--output", tmp_path / "near").code == 0
+    assert call("repair", folder / "q4.gguf", "--output", tmp_path / "near").code == 0
     far, near = repository(tmp_path / "far"), repository(tmp_path / "near")
     assert far.keys() == near.keys() == {"q4.gguf", "gemma-doctor.json"}
     assert far["q4.gguf"] == near["q4.gguf"]
@@ -163,7 +163,7 @@ def test_an_index_and_a_file_of_a_subfolder_have_their_config(tmp_path: Path) ->
         assert found["source"]["architecture"] == "gemma3n"
         arguments = ("repair", f"owner/name/sub/{index}", "--output", tmp_path / "far", "--quiet")
         assert run(*arguments, env=env).code == 0
-    assert run("repair", near / index, "--output", tmp_path / "mended", "--quiet").code == 0
+    assert call("repair", near / index, "--output", tmp_path / "mended", "--quiet").code == 0
     far, mended = repository(tmp_path / "far"), repository(tmp_path / "mended")
     del far["gemma-doctor.json"], mended["gemma-doctor.json"]
     assert far == mended

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import write
-from command import Done, run
+from command import Done, call, run
 from hub_server import Hub, hub, repository
 
 FETCH = "import sys, huggingface_hub as h; [h.hf_hub_download('owner/name', name) for name in sys.argv[1:]]"
@@ -67,7 +67,7 @@ def test_a_part_of_the_shards_is_an_error_that_names_the_others(
 
 def test_what_an_index_names_and_the_cache_has_is_whole(server: Hub, folder: Path, tmp_path: Path) -> None:
     found = document(offline(server, tmp_path, INDEX, "config.json", FIRST, SECOND, THIRD))
-    local = document(run("scan", folder, "--json", "-"))
+    local = document(call("scan", folder, "--json", "-"))
     for key in ("tensors", "findings", "coverage", "complete", "remarks"):
         assert found[key] == local[key]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import healthy, plant_published, tiny_gemma3n_config, write
-from command import Done, run
+from command import Done, call, run
 from hub_server import COMMIT, Hub, hub, repository
 
 from gemma_doctor import __version__
@@ -46,7 +46,7 @@ def test_a_repair_of_the_hub_is_the_repair_of_the_folder(server: Hub, folder: Pa
     arguments = ("repair", "owner/sick", "--token", server.token, "--output", tmp_path / "far")
     done = run(*arguments, env=env)
     assert done.code == 0, done.err
-    assert run("repair", folder, "--output", tmp_path / "near").code == 0
+    assert call("repair", folder, "--output", tmp_path / "near").code == 0
     assert tensors(tmp_path / "far") == tensors(tmp_path / "near")
     manifest = json.loads((tmp_path / "far" / "gemma-doctor.json").read_text())
     assert f"owner/sick@{COMMIT}" in json.dumps(manifest)
@@ -145,7 +145,7 @@ def test_a_refused_upload_leaves_the_output_and_says_how_to_go_on(  # noqa: PLR0
     assert f"owner/new: {server.url} refuses the upload ({status}). The token must be allowed to write" in sentence
     assert sentence.endswith(f"push it again with: hf upload owner/new {tmp_path / 'mended'}")
     assert "## Repaired by gemma-doctor" in (tmp_path / "mended" / "README.md").read_text()
-    assert run("scan", tmp_path / "mended", "--quiet").code == 0
+    assert call("scan", tmp_path / "mended", "--quiet").code == 0
     assert not server.committed
 
 
@@ -188,7 +188,7 @@ def test_it_is_the_source_that_is_looked_at_and_not_where_the_plan_was_made(
     server: Hub, folder: Path, tmp_path: Path
 ) -> None:
     plan, source, secret = tmp_path / "plan.json", tmp_path / "source", tmp_path / "id_rsa"
-    assert run("repair", folder, "--dry-run", "--save-plan", plan, "--quiet").code == 0
+    assert call("repair", folder, "--dry-run", "--save-plan", plan, "--quiet").code == 0
     secret.write_text("secret", encoding="utf-8")
     shutil.copytree(folder, source)
     (source / "notes.txt").symlink_to(secret)
@@ -236,5 +236,5 @@ def test_a_cache_that_holds_a_part_is_not_taken_for_the_whole(server: Hub, folde
     one = "from huggingface_hub import hf_hub_download as get; get('owner/sick', 'model.safetensors', revision=%r)"
     subprocess.run([sys.executable, "-c", one % COMMIT], env={**os.environ, **env}, check=True, capture_output=True)
     done = run("scan", f"owner/sick@{COMMIT}", "--download", "--json", "-", env=env)
-    local = json.loads(run("scan", folder, "--json", "-").out)
+    local = json.loads(call("scan", folder, "--json", "-").out)
     assert json.loads(done.out)["findings"] == local["findings"]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import write
-from command import PLAIN, Done, run
+from command import PLAIN, Done, call, run
 from hub_server import COMMIT, Hub, hub, repository
 
 NAMES = [f"model.{part}.{index}.weight" for part in ("vision_tower", "language_model") for index in range(6)]
@@ -51,7 +51,7 @@ def document(done: Done) -> dict[str, object]:
 
 @cache
 def scanned_here(folder: Path) -> dict[str, object]:
-    return document(run("scan", folder, "--json", "-"))
+    return document(call("scan", folder, "--json", "-"))
 
 
 def same(found: dict[str, object], folder: Path) -> None:
@@ -260,7 +260,7 @@ def test_faults_of_files_are_the_same_as_on_disk(folder: Path, tmp_path: Path) -
     (sick / "model.safetensors.index.json").write_text(json.dumps(index))
     with hub(name=repository(sick)) as server:
         found = document(scan(server, tmp_path, "--json", "-"))
-    local = document(run("scan", sick, "--json", "-"))
+    local = document(call("scan", sick, "--json", "-"))
     assert found["findings"] == local["findings"]
     assert isinstance(local["findings"], list)
     assert {finding["rule"] for finding in local["findings"]} == {"GD001", "GD002", "GD003"}

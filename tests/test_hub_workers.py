@@ -14,7 +14,7 @@ import ggufs
 import numpy as np
 import pytest
 from checkpoints import write
-from command import run
+from command import call
 from gguf.constants import GGUFValueType
 from hub_server import COMMIT, Hub, hub, repository
 
@@ -66,7 +66,7 @@ def test_other_processes_give_the_figures_of_the_folder(server: Hub, folder: Pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found, local = json.loads(done.stdout), json.loads(run("scan", folder, "--json", "-").out)
+    found, local = json.loads(done.stdout), json.loads(call("scan", folder, "--json", "-").out)
     for key in ("tensors", "findings", "coverage", "complete"):
         assert found[key] == local[key]
     assert found["source"]["revision"] == COMMIT

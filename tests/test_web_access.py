@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 from checkpoints import write
-from command import Done, run
+from command import Done, call, run
 from hub_server import Hub, hub, repository
 from web_server import Ranged, serving
 
@@ -53,7 +53,7 @@ def test_a_url_that_is_signed_for_get_alone(status: int, folder: Path, tmp_path:
         assert (done.code, done.out) == (2, "")
         assert "config.json: the server answers 405" in done.err
         return
-    found, local = document(done), document(run("scan", tmp_path / FILE, "--json", "-"))
+    found, local = document(done), document(call("scan", tmp_path / FILE, "--json", "-"))
     assert {key: found[key] for key in ("tensors", "findings")} == {key: local[key] for key in ("tensors", "findings")}
     refused = ["config.json beside it is refused, if it is there: a signature, or a permission, may be for one file"]
     assert found["remarks"] == [*(refused if status != 404 else []), *local["remarks"]]
@@ -68,7 +68,7 @@ def test_a_server_that_knows_no_head(folder: Path) -> None:
 
     with serving(Headless, folder) as url:
         found = document(run("scan", f"{url}/{FILE}", "--json", "-"))
-    local = document(run("scan", folder, "--json", "-"))
+    local = document(call("scan", folder, "--json", "-"))
     assert {**found, "source": 0, "summary": 0} == {**local, "source": 0, "summary": 0}
 
 
@@ -86,7 +86,7 @@ def test_an_empty_file_is_a_finding_as_on_disk(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"")
     with serving(Ranged, tmp_path) as url:
         far = json.loads(run("scan", f"{url}/{FILE}", "--json", "-").out)
-    near = json.loads(run("scan", tmp_path / FILE, "--json", "-").out)
+    near = json.loads(call("scan", tmp_path / FILE, "--json", "-").out)
     assert far["findings"] == near["findings"]
     assert [finding["rule"] for finding in near["findings"]] == ["GD001"]
 
@@ -178,7 +178,7 @@ def test_an_object_of_a_bucket_that_may_not_be_listed(folder: Path, tmp_path: Pa
         }
         done = run("scan", f"s3://models/{FILE}", "--json", "-", env=env)
         missing = run("scan", "s3://models/none.safetensors", env=env)
-    found, local = document(done), document(run("scan", tmp_path / "models" / FILE, "--json", "-"))
+    found, local = document(done), document(call("scan", tmp_path / "models" / FILE, "--json", "-"))
     assert found["tensors"] == local["tensors"]
     assert "config.json beside it is refused" in str(found["remarks"])
     assert (missing.code, missing.out, len(missing.err.splitlines())) == (2, "", 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import boto3
 import numpy as np
 from checkpoints import write
-from command import run
+from command import call, run
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
 KEYS = {"aws_access_key_id": "a", "aws_secret_access_key": "b"}
@@ -35,7 +35,7 @@ def test_a_folder_of_a_bucket_is_the_folder(tmp_path: Path) -> None:
     finally:
         server.stop()
     assert far.code == 1, far.err
-    found, local = json.loads(far.out), json.loads(run("scan", folder, "--json", "-").out)
+    found, local = json.loads(far.out), json.loads(call("scan", folder, "--json", "-").out)
     for key in ("tensors", "findings", "coverage", "complete"):
         assert found[key] == local[key]
     assert (missing.code, missing.out) == (2, "")
