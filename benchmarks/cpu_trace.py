@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeAlias
 from unittest import mock
 
@@ -22,10 +22,12 @@ import transformers
 from dispatching import Empty
 from inputs import E2B_CONFIG
 
-from gemma_doctor.kernels.outputs import Launched
-from gemma_doctor.verify import tracing
+from gemma_doctor.kernels import outputs
+from gemma_doctor.verify import recording
+from gemma_doctor.verify.native import NativeRecording, building
 from gemma_doctor.verify.passing import views_pass
 from gemma_doctor.verify.places import Places
+from gemma_doctor.verify.recording import Recorder
 from gemma_doctor.verify.tracing import Trace
 
 ROUNDS = 12
@@ -63,13 +65,18 @@ def main() -> None:
         step()
     with views_pass(), (passing := Empty()):
         step()
-    places, outputs = Places.of(model), 0
+    places, recorded, module = Places.of(model), 0, building().result()
+    if module is None:
+        raise SystemExit("needs a C++ compiler")
 
-    def traced() -> None:
-        nonlocal outputs
-        with mock.patch.object(tracing, "launch", _nothing), places.watching(), (trace := Trace(places)):
+    def traced(recorder: Recorder | None = None) -> None:
+        nonlocal recorded
+        with _unmeasured(), places.watching(), (trace := Trace(places, recorder=recorder)):
             step()
-        outputs = len(trace.events())
+        recorded = len(trace.events())
+
+    def below() -> None:
+        traced(NativeRecording(module, places, 1 << 28))
 
     def unseen() -> None:
         with views_pass(), Empty():
@@ -79,18 +86,25 @@ def main() -> None:
         "bare": (step, nullcontext()),
         "empty dispatch mode": (step, Empty()),
         "empty dispatch mode, views pass": (unseen, nullcontext()),
-        "traced": (traced, nullcontext()),
+        "traced, recorded in Python": (traced, nullcontext()),
+        "traced, recorded in C++": (below, nullcontext()),
     }
     times = _least(runs)
-    print(f"{empty.calls:,} operations, {passing.calls:,} without views, {outputs:,} outputs\n")
+    print(f"{empty.calls:,} operations, {passing.calls:,} without views, {recorded:,} outputs\n")
     print("| step | ms | us an operation beyond the bare step |\n| --- | ---: | ---: |")
     for what, seconds in times.items():
         print(f"| {what} | {1e3 * seconds:,.0f} | {1e6 * (seconds - times['bare']) / empty.calls:.1f} |")
 
 
-def _nothing(_tensors: Sequence[torch.Tensor]) -> Launched:
-    """No measurement. A mock would keep the tensors."""
-    return Launched(())
+@contextmanager
+def _unmeasured() -> Iterator[None]:
+    """While it lasts, nothing is measured. A mock would keep the tensors."""
+
+    def nothing(_tensors: Sequence[torch.Tensor]) -> outputs.Launched:
+        return outputs.Launched(())
+
+    with mock.patch.object(recording, "launch", nothing), mock.patch.object(outputs, "launch", nothing):
+        yield
 
 
 def _least(runs: Mapping[str, _Run]) -> dict[str, float]:

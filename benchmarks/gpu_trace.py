@@ -3,10 +3,11 @@
 Usage: python benchmarks/gpu_trace.py [--json FILE] [--only WORD] [--profile]
 
 Prints a Markdown table: the step as it is, the same under a dispatch mode that does nothing, under one that views pass
-by, the same with every operation measured and the first that is not finite looked for, and with a hook on every module
-that asks for isinf of its output and waits for the answer, as scripts do (forward only: hooks see nothing of the
-backward pass). Times are medians of three after one that warms up; weights are random. ``--only`` takes the rows whose
-name holds the word. ``--profile`` prints for each row instead where a traced step's time goes, beside the plain one's.
+by, with every operation measured and the first that is not finite looked for (recorded in Python, and as `verify` does
+it; both must say the same), and with a hook on every module that asks for isinf of its output and waits for the answer,
+as scripts do (forward only: hooks see nothing of the backward pass). Times are medians of three after one that warms
+up; weights are random. ``--only`` takes the rows whose name holds the word. ``--profile`` prints for each row instead
+where a traced step's time goes, beside the plain one's.
 """
 
 from __future__ import annotations
@@ -33,15 +34,20 @@ from trace_profile import compare
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.blame import first_bad
+from gemma_doctor.verify.events import Events
 from gemma_doctor.verify.inputs import Batch, batch
 from gemma_doctor.verify.loading import read_config
-from gemma_doctor.verify.machine import without_tf32
+from gemma_doctor.verify.machine import waiting, without_tf32
 from gemma_doctor.verify.measures import Measures, Request
 from gemma_doctor.verify.passing import views_pass
 from gemma_doctor.verify.places import Places
+from gemma_doctor.verify.tracing import Trace
 
 LOSS_SCALE = 1024.0
+TOKENS, LONG = (512, 2048, 4096), 8192
 DEVICE = torch.device("cuda", 0)
+
+Forward = Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ class Row:
     empty: float
     passing: float
     traced: float
+    python: float
     hooked_forward: float
     plain_forward: float
     traced_forward: float
@@ -62,7 +69,7 @@ class Row:
 
     def cells(self) -> str:
         """The line."""
-        steps = (self.plain, self.empty, self.passing, self.traced)
+        steps = (self.plain, self.empty, self.passing, self.python, self.traced)
         times = (*steps, self.plain_forward, self.traced_forward, self.hooked_forward)
         milliseconds = " | ".join(f"{1000 * seconds:,.0f}" for seconds in times)
         return (
@@ -73,10 +80,10 @@ class Row:
 
 
 HEADER = """\
-| float16 step | outputs | plain ms | empty mode ms | empty mode, views pass ms | traced ms | forward ms | \
-traced forward ms | hooked forward ms | traced / plain | forward: traced / plain | forward: hooked / plain | \
-peak GB | traced peak GB |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
+| float16 step | outputs | plain ms | empty mode ms | empty mode, views pass ms | traced in Python ms | traced ms | \
+forward ms | traced forward ms | hooked forward ms | traced / plain | forward: traced / plain | \
+forward: hooked / plain | peak GB | traced peak GB |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
 
 
 def main() -> None:
@@ -102,23 +109,32 @@ def main() -> None:
 
 def _rows(folder: Path, only: str, *, profile: bool) -> Iterator[Row]:
     subject = read_config(open_checkpoint(folder))
-    bench = Bench(Measures(device="cuda"), DEVICE, 0)
-    with bench.model(subject, torch.float16) as model:
-        places = Places.of(model)
-        texts = {
-            f"text, {tokens:,} tokens": _step(bench, model, subject, "text", tokens) for tokens in (512, 2048, 4096)
-        }
-        image = _step(bench, model, subject, "image", 64)
-        others = {"text of 64 tokens and a 768 px image": image, "image encoder, 4 images of 768 px": _encoder(model)}
-        for what, forward in (texts | others).items():
-            steps = Steps(bench, model, places, forward)
-            if only not in what:
-                continue
-            with _survive(what):
-                if profile:
-                    compare(what, steps.plain, steps.traced)
-                else:
-                    yield _row(what, steps)
+    for checkpointing in (False, True):
+        bench = Bench(Measures(device="cuda", checkpointing=checkpointing), DEVICE, 0)
+        with bench.model(subject, torch.float16) as model:
+            places = Places.of(model)
+            for what, forward in _forwards(bench, model, subject).items():
+                if only not in what:
+                    continue
+                steps = Steps(bench, model, places, forward)
+                with _survive(what):
+                    if profile:
+                        compare(what, steps.plain, steps.traced)
+                    else:
+                        yield _row(what, steps)
+
+
+def _forwards(bench: Bench, model: nn.Module, subject: Any) -> dict[str, Forward]:  # noqa: ANN401
+    """The forward pass of each row, by its name."""
+    if bench.measures.checkpointing:
+        return {f"text, {LONG:,} tokens, layers checkpointed": _step(bench, model, subject, "text", LONG)}
+    texts = {f"text, {tokens:,} tokens": _step(bench, model, subject, "text", tokens) for tokens in TOKENS}
+    image = _step(bench, model, subject, "image", 64)
+    return {
+        **texts,
+        "text of 64 tokens and a 768 px image": image,
+        "image encoder, 4 images of 768 px": _encoder(model),
+    }
 
 
 @contextmanager
@@ -129,9 +145,6 @@ def _survive(what: str) -> Iterator[None]:
         print(f"{what}: {str(error).splitlines()[0]}")
     gc.collect()
     torch.cuda.empty_cache()
-
-
-Forward = Callable[[], torch.Tensor]
 
 
 def _step(bench: Bench, model: nn.Module, subject: Any, modality: Any, tokens: int) -> Forward:  # noqa: ANN401
@@ -180,11 +193,28 @@ class Steps:
 
     def traced(self) -> None:
         """With every output measured."""
-        with self.places.watching(), (trace := self.bench.trace(self.places)):
+        self._events(self.bench.trace(self.places))
+
+    def python(self) -> None:
+        """The same without the compiled recorder."""
+        self._events(Trace(self.places, waiting(DEVICE)))
+
+    def compare(self) -> None:
+        """See that both traces say the same."""
+        compiled, python = (
+            self._events(trace) for trace in (self.bench.trace(self.places), Trace(self.places, waiting(DEVICE)))
+        )
+        self.outputs = len(compiled)
+        for one, other in zip(compiled, python, strict=True):
+            if (one.key, one.weights, one.dtype, one.shape) != (other.key, other.weights, other.dtype, other.shape):
+                raise SystemExit(f"the traces differ: {one}, {other}")
+
+    def _events(self, trace: Trace) -> Events:
+        with self.places.watching(), trace:
             self.plain()
         events = trace.events()
         first_bad(events, None)  # waits for the figures
-        self.outputs = len(events)
+        return events
 
     def plain_forward(self) -> None:
         """Forward only."""
@@ -206,7 +236,16 @@ class Steps:
 def _row(what: str, steps: Steps) -> Row:
     times: dict[str, float] = {}
     peaks: dict[str, int] = {}
-    ways = (steps.plain, steps.empty, steps.passing, steps.plain_forward, steps.traced_forward, steps.hooked_forward)
+    steps.compare()
+    ways = (
+        steps.plain,
+        steps.empty,
+        steps.passing,
+        steps.python,
+        steps.plain_forward,
+        steps.traced_forward,
+        steps.hooked_forward,
+    )
     for run in (*ways, steps.traced):
         times[run.__name__], peaks[run.__name__] = _measured(run)
     return Row(what, **times, outputs=steps.outputs, plain_peak=peaks["plain"], traced_peak=peaks["traced"])

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from gemma_doctor.kernels.outputs import launch
-from gemma_doctor.verify import tracing
+from gemma_doctor.kernels import outputs
+from gemma_doctor.verify import recording
 
 __all__ = ["compare"]
 
@@ -26,20 +27,15 @@ class _Flushes:
     """What the trace handed over to be measured.
 
     Attributes:
-        tensors: How many, for each flush.
-        nbytes: Their bytes, for each flush.
-        seconds: What handing them over took of the host.
+        number: How often.
+        seconds: What that took of the host.
     """
 
-    tensors: list[int] = field(default_factory=list)
-    nbytes: list[int] = field(default_factory=list)
+    number: int = 0
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        return (
-            f"{len(self.tensors):,} flushes of {sum(self.tensors):,} tensors and {sum(self.nbytes) / 1e9:.1f} GB, "
-            f"{1e3 * self.seconds:.0f} ms of the host in them"
-        )
+        return f"{self.number:,} flushes, {1e3 * self.seconds:.0f} ms of the host in them"
 
 
 def compare(what: str, plain: Callable[[], object], traced: Callable[[], object]) -> None:
@@ -77,15 +73,16 @@ def _flushes() -> Iterator[_Flushes]:
     """While it lasts, flushes are counted."""
     seen = _Flushes()
 
-    def counted(tensors: Any) -> Any:  # noqa: ANN401  # whatever a launch takes and returns
+    def counted(launch: Callable[..., outputs.Launched], *given: Any) -> outputs.Launched:  # noqa: ANN401
         started = time.perf_counter()
-        launched = launch(tensors)
+        launched = launch(*given)
         seen.seconds += time.perf_counter() - started
-        seen.tensors.append(len(tensors))
-        seen.nbytes.append(sum(tensor.nbytes for tensor in tensors))
+        seen.number += 1
         return launched
 
-    with mock.patch.object(tracing, "launch", counted):
+    with ExitStack() as around:
+        for room, name in ((outputs, "launch"), (outputs, "launch_in_place"), (recording, "launch")):
+            around.enter_context(mock.patch.object(room, name, partial(counted, getattr(room, name))))
         yield seen
 
 

@@ -11,19 +11,33 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gemma_doctor.kernels.outputs import Launched
-from gemma_doctor.verify import tracing
+from gemma_doctor.verify import recording
 from gemma_doctor.verify.events import Event, Key
+from gemma_doctor.verify.native import NativeRecording, building
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.tracing import Trace
 
 INF = float("inf")
 
 
-def traced(model: nn.Module, run: Callable[[], object]) -> list[Event]:
-    places = Places.of(model)
-    with torch.enable_grad(), places.watching(), (trace := Trace(places)):
-        run()
-    return list(trace.events())
+Traced = Callable[[nn.Module, Callable[[], object]], list[Event]]
+"""Runs something of a model, and gives what was recorded."""
+
+
+@pytest.fixture(params=["in Python", "in C++"])
+def traced(request: pytest.FixtureRequest) -> Traced:
+    module = building().result() if request.param == "in C++" else None
+    if request.param == "in C++" and module is None:
+        pytest.skip("no C++ compiler")
+
+    def run_traced(model: nn.Module, run: Callable[[], object]) -> list[Event]:
+        places = Places.of(model)
+        recorder = None if module is None else NativeRecording(module, places, 1 << 28)
+        with torch.enable_grad(), places.watching(), (trace := Trace(places, recorder=recorder)):
+            run()
+        return list(trace.events())
+
+    return run_traced
 
 
 class Block(nn.Module):
@@ -55,7 +69,7 @@ def places_of(events: list[Event], op: str) -> list[tuple[str, str]]:
     return [event.key[:2] for event in events if event.key[2] == op]
 
 
-def test_functional_operations_belong_to_the_module_that_runs_them() -> None:
+def test_functional_operations_belong_to_the_module_that_runs_them(traced: Traced) -> None:
     model = Stack()
     events = traced(model, lambda: model(torch.ones(2, 4)))
     assert places_of(events, "aten.add") == [("forward", "first"), ("forward", "second")]
@@ -64,7 +78,7 @@ def test_functional_operations_belong_to_the_module_that_runs_them() -> None:
     assert [event.step for event in events] == list(range(len(events)))
 
 
-def test_gradients_belong_to_the_module_whose_forward_pass_they_undo() -> None:
+def test_gradients_belong_to_the_module_whose_forward_pass_they_undo(traced: Traced) -> None:
     model = Stack()
     events = traced(model, lambda: model(torch.ones(2, 4)).sum().backward())
     backward = [event.key for event in events if event.key[0] == "backward"]
@@ -73,7 +87,7 @@ def test_gradients_belong_to_the_module_whose_forward_pass_they_undo() -> None:
     assert {"first.inner", "second.inner"} <= {module for _, module, op, _ in backward if op == "aten.mm"}
 
 
-def test_what_a_checkpointed_layer_computes_again_belongs_to_the_backward_pass() -> None:
+def test_what_a_checkpointed_layer_computes_again_belongs_to_the_backward_pass(traced: Traced) -> None:
     model = Stack()
 
     def run() -> None:
@@ -84,7 +98,7 @@ def test_what_a_checkpointed_layer_computes_again_belongs_to_the_backward_pass()
     assert adds[:4] == [(phase, module) for phase in ("forward", "backward") for module in ("first", "second")]
 
 
-def test_chains_name_the_steps_and_the_weights() -> None:
+def test_chains_name_the_steps_and_the_weights(traced: Traced) -> None:
     model = Stack()
     events = traced(model, lambda: model(torch.ones(2, 4)))
     add = next(event for event in events if event.key == ("forward", "second", "aten.add", 0))
@@ -93,7 +107,7 @@ def test_chains_name_the_steps_and_the_weights() -> None:
     assert product.weights == ("second.inner.weight",)
 
 
-def test_figures_are_those_of_the_moment() -> None:
+def test_figures_are_those_of_the_moment(traced: Traced) -> None:
     """What is written to a tensor later is an output of its own, and does not change what was measured before."""
     model = nn.Module()
 
@@ -112,6 +126,51 @@ def test_figures_are_those_of_the_moment() -> None:
     ]
 
 
+def test_of_attention_only_what_it_gives_is_an_output(traced: Traced) -> None:
+    """What else it returns is for its backward pass: padded, with infinities."""
+    x = torch.ones(1, 2, 8, 16, dtype=torch.float16, requires_grad=True)
+    events = traced(nn.Module(), lambda: nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True))
+    assert [event.shape for event in events if "attention" in event.key[2]] == [(1, 2, 8, 16)]
+
+
+def test_of_its_gradients_all_are(traced: Traced) -> None:
+    inputs = [torch.ones(1, 2, 8, 16, dtype=torch.float16, requires_grad=True) for _ in range(3)]
+
+    def run() -> None:
+        nn.functional.scaled_dot_product_attention(*inputs, is_causal=True).sum().backward()
+
+    events = traced(nn.Module(), run)
+    assert len([event for event in events if "attention" in event.key[2] and event.key[0] == "backward"]) == 3
+
+
+def test_lists_and_several_outputs_are_outputs(traced: Traced) -> None:
+    model, x = nn.Module(), torch.arange(6.0)
+    events = traced(model, lambda: (torch.aminmax(x), torch._foreach_add([x, x[:2]], 1.0)))  # noqa: SLF001
+    figures = [(event.key[2:], event.shape, event.stats.maximum) for event in events]
+    assert figures == [
+        (("aten.aminmax", 0), (), 0.0),
+        (("aten.aminmax", 1), (), 5.0),
+        (("aten._foreach_add", 0), (6,), 6.0),
+        (("aten._foreach_add", 1), (2,), 2.0),
+    ]
+
+
+def test_a_list_of_tensors_that_is_written_to_is_of_outputs(traced: Traced) -> None:
+    x, y = torch.ones(4), torch.ones(2)
+    events = traced(nn.Module(), lambda: torch._foreach_mul_([x * 2, y], 3.0))
+    assert [(event.key[2], event.stats.maximum, event.inputs) for event in events] == [
+        ("aten.mul", 2.0, ()),
+        ("aten._foreach_mul_", 6.0, (0,)),
+        ("aten._foreach_mul_", 3.0, (0,)),
+    ]
+
+
+def test_what_is_given_by_name_to_be_written_to_is_an_output(traced: Traced) -> None:
+    x = torch.ones(4)
+    (event,) = traced(nn.Module(), lambda: torch.mul(x, 2.0, out=torch.empty(4)))
+    assert (event.key[2], event.stats.maximum) == ("aten.mul", 2.0)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -122,30 +181,56 @@ def test_figures_are_those_of_the_moment() -> None:
         lambda: torch.ones(4).new_empty_strided((10, 10), (10, 1)),
     ],
 )
-def test_uninitialised_memory_is_no_output(make: Callable[[], Tensor]) -> None:
+def test_uninitialised_memory_is_no_output(traced: Traced, make: Callable[[], Tensor]) -> None:
     events = traced(nn.Module(), make)
     assert {event.key[2] for event in events} <= {"aten.ones"}
 
 
-def test_views_and_integers_are_no_outputs() -> None:
+def test_views_and_integers_are_no_outputs(traced: Traced) -> None:
     x = torch.ones(4, 4)
     events = traced(nn.Module(), lambda: (x.t(), x[1:], x.reshape(16), x.detach(), x.argmax(), torch.arange(4)))
     assert events == []
 
 
-def test_casts_are_outputs() -> None:
+def test_casts_are_outputs(traced: Traced) -> None:
     x = torch.tensor([70_000.0, 1.0])
     (event,) = traced(nn.Module(), x.half)
     assert (event.key[2], event.dtype, event.stats.inf, event.unbounded) == ("aten._to_copy", "F16", 1, False)
 
 
-def test_an_infinity_that_was_asked_for_is_marked() -> None:
+def test_an_infinity_that_was_asked_for_is_marked(traced: Traced) -> None:
     x = torch.zeros(4)
     events = traced(nn.Module(), lambda: x.masked_fill(x == 0, -INF) + torch.full((4,), 1.0))
     assert [event.unbounded for event in events] == [True, False, False]
 
 
-def test_batches_do_not_change_the_figures() -> None:
+def test_a_number_that_is_added_is_no_source(traced: Traced) -> None:
+    """Torch makes a tensor of it, which may lie where another one lay that was measured."""
+    x = torch.ones(2)
+
+    def run() -> None:
+        for value in (1.0, INF):
+            torch.ones(()).double()
+            x + value
+
+    added = [event for event in traced(nn.Module(), run) if event.key[2] == "aten.add"]
+    assert [event.inputs for event in added] == [(), ()]
+    assert [event.unbounded for event in added] == [False, True]
+
+
+def test_a_constant_has_no_source(traced: Traced) -> None:
+    """Its memory may be that of an output that is gone."""
+
+    def run() -> None:
+        for _ in range(20):
+            torch.ones(2) * 2  # gone at once
+            torch.tensor([1.0, 2.0]) * 3
+
+    products = [event for event in traced(nn.Module(), run) if event.key[2] == "aten.mul"]
+    assert [event.inputs for event in products if event.stats.maximum == 6.0] == [()] * 20
+
+
+def test_batches_do_not_change_the_figures(traced: Traced) -> None:
     """More outputs than a batch holds, each with its own numbers."""
 
     def run() -> None:
@@ -158,7 +243,7 @@ def test_batches_do_not_change_the_figures() -> None:
 
 def test_what_is_noted_is_nothing_to_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     """With an object for each output, collections took two fifths of what the trace itself took."""
-    monkeypatch.setattr(tracing, "launch", lambda _: Launched(()))
+    monkeypatch.setattr(recording, "launch", lambda _: Launched(()))
     places = Places.of(nn.Module())
 
     def noted(outputs: int) -> int:
@@ -175,7 +260,7 @@ def test_what_is_noted_is_nothing_to_the_garbage_collector(monkeypatch: pytest.M
     assert noted(2000) < noted(1000) + 100
 
 
-def test_the_same_place_of_another_run_has_the_same_key() -> None:
+def test_the_same_place_of_another_run_has_the_same_key(traced: Traced) -> None:
     def keys(model: nn.Module) -> list[Key]:
         return [event.key for event in traced(model, lambda: model(torch.ones(2, 4)).sum().backward())]
 

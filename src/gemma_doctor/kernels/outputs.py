@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from gemma_doctor.kernels import outputs_torch
@@ -24,7 +26,7 @@ from gemma_doctor.kernels.devices import runs_triton
 from gemma_doctor.kernels.measure import measure
 from gemma_doctor.tensors import TensorStats
 
-__all__ = ["Launched", "launch"]
+__all__ = ["Launched", "in_place_dtypes", "launch", "launch_in_place"]
 
 _T = TypeVar("_T")
 
@@ -125,6 +127,32 @@ def launch(tensors: Sequence[torch.Tensor]) -> Launched:
         return _on_cpu(dense) if devices.pop().type == "cpu" else _on_gpu(dense, dtypes)
 
 
+def in_place_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    """What :func:`launch_in_place` measures on a device; nothing where there is no kernel for it."""
+    if not runs_triton(device):
+        return ()
+    from gemma_doctor.kernels import outputs_fused  # noqa: PLC0415  # needs Triton
+
+    return outputs_fused.DTYPES
+
+
+def launch_in_place(where: npt.NDArray[np.int64], device: torch.device) -> Launched:
+    """Starts the measurement of memory as it is now: :func:`launch` without asking tensors, which takes longer.
+
+    Args:
+        where: Of each tensor the address, its elements, which fill a range of memory, and its dtype, as a place in
+            :func:`in_place_dtypes`; shape (3, tensors).
+        device: Where the memory is.
+
+    Returns:
+        As :func:`launch`.
+    """
+    from gemma_doctor.kernels import outputs_fused  # noqa: PLC0415  # needs Triton
+
+    table, counts = outputs_fused.enqueue_in_place(where, device), where[1].tolist()
+    return Launched((_measured(outputs_fused, table, counts, range(len(counts))),))
+
+
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
     """All elements in some order, without gaps; in place where they lie so."""
     if tensor.is_neg():
@@ -168,5 +196,8 @@ def _on_gpu(tensors: list[torch.Tensor], dtypes: set[torch.dtype]) -> Launched:
 
 def _enqueued(way: _Way, tensors: list[torch.Tensor], indices: Sequence[int]) -> _Part:
     """The tensors of these indices, measured that way. What is kept is the table and the counts, not the tensors."""
-    table, counts = way.enqueue(tensors), [tensor.numel() for tensor in tensors]
+    return _measured(way, way.enqueue(tensors), [tensor.numel() for tensor in tensors], indices)
+
+
+def _measured(way: _Way, table: torch.Tensor, counts: list[int], indices: Sequence[int]) -> _Part:
     return _Part(indices, lambda: way.read(table, counts), lambda: way.nonfinite(table))

@@ -14,7 +14,7 @@ from gemma_doctor.kernels.formats import FLOATS
 from gemma_doctor.kernels.pieces import Grain, cut
 from gemma_doctor.tensors import TensorStats
 
-__all__ = ["DTYPES", "enqueue", "nonfinite", "read"]
+__all__ = ["DTYPES", "enqueue", "enqueue_in_place", "nonfinite", "read"]
 
 _NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
@@ -49,11 +49,25 @@ def enqueue(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     Returns:
         The table, shape (tensors, 9), int64, for :func:`read`.
     """
-    addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
-    sizes = np.array([tensor.numel() for tensor in tensors], np.int64)
-    kinds = np.array([_KINDS[tensor.dtype] for tensor in tensors], np.int64)
-    pieces, starts = cut(addresses, sizes, kinds, _ITEMSIZES, Grain(_VECTOR, _PROGRAMS, _TILE * _LOADS, _PIECE))
-    table, work = _sent(len(tensors), pieces, tensors[0].device)
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    sizes = [tensor.numel() for tensor in tensors]
+    kinds = [_KINDS[tensor.dtype] for tensor in tensors]
+    return enqueue_in_place(np.array([addresses, sizes, kinds], np.int64), tensors[0].device)
+
+
+def enqueue_in_place(where: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """What :func:`enqueue` does, with what it asks the tensors for.
+
+    Args:
+        where: Of each tensor the address, the elements, and the dtype's place in :data:`DTYPES`; shape (3, tensors).
+        device: Where they are.
+
+    Returns:
+        As :func:`enqueue`.
+    """
+    grain = Grain(_VECTOR, _PROGRAMS, _TILE * _LOADS, _PIECE)
+    pieces, starts = cut(where[0], where[1], where[2], _ITEMSIZES, grain)
+    table, work = _sent(where.shape[1], pieces, device)
     with torch.cuda.device_of(table):  # Triton launches on the current device
         for dtype, start, stop in zip(DTYPES, starts.tolist(), starts[1:].tolist(), strict=False):
             if start < stop:

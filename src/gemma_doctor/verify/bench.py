@@ -13,7 +13,7 @@ from torch import nn
 
 from gemma_doctor.checkpoint.quoting import listed
 from gemma_doctor.errors import UsageError
-from gemma_doctor.verify import machine
+from gemma_doctor.verify import machine, native
 from gemma_doctor.verify.inputs import Batch
 from gemma_doctor.verify.loading import Subject
 from gemma_doctor.verify.measures import Measures, untold
@@ -67,7 +67,10 @@ class Bench:
 
     def trace(self, places: Places) -> Trace:
         """A trace of a model that runs here."""
-        return Trace(places, machine.waiting(self.device))
+        waiting = machine.waiting(self.device)
+        below = self.device.type == "cuda" and places.ordinary and places.offloaded is None
+        module = native.building().result() if below else None
+        return Trace(places, waiting, native.NativeRecording(module, places, waiting) if module else None)
 
     def run(self, model: nn.Module, inputs: Batch, dtype: torch.dtype, *, amp: bool = False) -> Step:
         """One forward pass, after what the run before has left has been given back, which takes a while on a GPU.

@@ -105,16 +105,21 @@ class Events(Sequence[Event]):
     """All outputs in the order of execution.
 
     Attributes:
-        log: What was noted of each.
+        noted: Gives what was noted of each, when it is first asked for.
         found: Tells the places of spots.
         launched: The measurements, each of the outputs from ``starts`` on.
         starts: The first step of each measurement.
     """
 
-    log: Log
+    noted: Callable[[], Log]
     found: Callable[[Iterable[Spot]], Iterable[Place]]
     launched: Sequence[Launched]
     starts: Sequence[int]
+
+    @cached_property
+    def log(self) -> Log:
+        """What was noted of each."""
+        return self.noted()
 
     def __len__(self) -> int:
         return len(self.log.ops)

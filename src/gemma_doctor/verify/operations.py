@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,11 @@ _UNINITIALISED = frozenset(
 )
 """Their outputs hold whatever the memory held: it means nothing until something is written there."""
 
-_VIEWS = frozenset({"aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh"})
+_VIEWS = frozenset({"aten::_unsafe_view", "aten::_reshape_alias"})
 """Views that the schema does not mark as such."""
+
+_CONSTANT = "aten::lift_fresh"
+"""What gives ``torch.tensor(1.0)`` its tensor: a view by its schema, of memory that nobody has seen yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,9 @@ class Operation:
     Attributes:
         name: Such as ``"aten.convolution"``.
         made: Places of the outputs that are new numbers (and no view of an input).
-        written: Positions of the arguments that it writes to; keyword-only ones by name.
+        besides: Places of other new outputs, which mean nothing to the model.
+        several: Whether it returns several things; a list of tensors is one.
+        written: Positions and names of the arguments that it writes to.
         initialises: Whether what it makes has defined numbers.
         silent: Whether it makes and writes nothing.
         numbers: Whether it takes any that could be infinite.
@@ -41,7 +46,9 @@ class Operation:
 
     name: str
     made: frozenset[int]
-    written: tuple[int | str, ...]
+    besides: frozenset[int]
+    several: bool
+    written: tuple[tuple[int, str], ...]
     initialises: bool
     silent: bool
     numbers: bool
@@ -50,20 +57,13 @@ class Operation:
 
     def targets(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
         """The tensors that a call writes to."""
-        for place in self.written:
-            if isinstance(place, str):
-                yield from tensors_in(kwargs.get(place))
-            elif place < len(args):
-                yield from tensors_in(args[place])
+        for place, name in self.written:
+            yield from tensors_in(args[place] if place < len(args) else kwargs.get(name))
 
-    def outputs(self, result: object) -> Iterator[Tensor]:
-        """The new tensors among what a call returned."""
-        results = result if isinstance(result, (tuple, list)) else (result,)
-        if self.made == {0} and len(results) != 1:  # one list of tensors
-            yield from tensors_in(results)
-            return
-        for place, item in enumerate(results):
-            if place in self.made:
+    def outputs(self, result: Any, places: Container[int]) -> Iterator[Tensor]:  # noqa: ANN401  # whatever it returns
+        """The tensors at these places of what a call returned."""
+        for place, item in enumerate(result if self.several else (result,)):
+            if place in places:
                 yield from tensors_in(item)
 
 
@@ -72,23 +72,26 @@ def operation(overload: Any) -> Operation:  # noqa: ANN401  # torch's OpOverload
     schema = overload._schema  # noqa: SLF001  # torch's own modes read it too
     name = schema.name
     written = tuple(
-        argument.name if argument.kwarg_only else place
+        (place, argument.name)
         for place, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
     returned = [str(value.type) if value.alias_info is None else "" for value in schema.returns]
-    made = () if name in _VIEWS else (place for place, kind in enumerate(returned) if "Tensor" in kind)
+    fresh = frozenset(place for place, kind in enumerate(returned) if "Tensor" in kind and name not in _VIEWS)
     # Of attention only the first output is numbers of the model: the rest is padding (with inf) and random state.
-    fresh = frozenset(made) & {0} if "attention" in name else frozenset(made)
+    made = fresh & {0} if "attention" in name and "backward" not in name else fresh
+    besides = frozenset({0}) if name == _CONSTANT else fresh - made
     tensors = [argument for argument in schema.arguments if "Tensor" in str(argument.type)]
     single = not any(argument.kwarg_only or "List" in str(argument.type) for argument in tensors)
     initialises = name not in _UNINITIALISED
     return Operation(
         name=name.replace("::", "."),
-        made=fresh,
+        made=made,
+        besides=besides,
+        several=len(returned) > 1,
         written=written,
         initialises=initialises,
-        silent=not (fresh or written),
+        silent=not (fresh or besides or written),
         numbers=any(kind in str(argument.type) for argument in schema.arguments for kind in ("number", "float")),
         run=overload._op,  # noqa: SLF001  # a third of what calling an operator from Python takes is Python
         plain=returned == ["Tensor"] and bool(fresh) and single and not written and initialises,

@@ -24,7 +24,6 @@ VIEWS = (
     "as_strided",
     "detach",
     "expand",
-    "lift_fresh",
     "permute",
     "select.int",
     "slice.Tensor",

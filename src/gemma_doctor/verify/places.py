@@ -8,7 +8,7 @@ exact for what happens between modules too, and costs no hook on any tensor.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,6 +77,7 @@ class Places:
     ordinary: bool = True
     offloaded: Streamed | None = None
     marks: Marks = field(default_factory=Marks)
+    _tell: Callable[[str, bool], object] | None = None
     _stack: list[str] = field(default_factory=list)
     _forward: Place = ("forward", "")
 
@@ -106,6 +107,7 @@ class Places:
                 handle.remove()
             self._stack.clear()
             self._forward = "forward", ""
+            self._told()
 
     def here(self) -> Spot:
         """Where what runs now belongs. What a checkpointed layer computes again belongs to the backward pass."""
@@ -122,17 +124,37 @@ class Places:
         variable = getattr(node, "variable", None)
         return "backward", self.parameters.get(id(variable), "").rpartition(".")[0]
 
+    @contextmanager
+    def telling(self, tell: Callable[[str, bool], object]) -> Iterator[None]:
+        """While it lasts, ``tell`` is told the running module, now and whenever it changes.
+
+        Args:
+            tell: Given the module's name and whether any was entered: the whole model's name is empty.
+        """
+        self._tell = tell
+        self._told()
+        try:
+            yield
+        finally:
+            self._tell = None
+
+    def _told(self) -> None:
+        if self._tell is not None:
+            self._tell(self._forward[1], bool(self._stack))
+
     def _enter(self, module: nn.Module, _args: object) -> None:
-        if module in self.names:
-            self._stack.append(self.names[module])
-            self._mark()
+        name = self.names.get(module)
+        if name is not None:
+            self._stack.append(name)
+            self._mark(name)
 
     def _leave(self, module: nn.Module, _args: object, _output: object) -> None:
         if module in self.names and self._stack:
             self._stack.pop()
-            self._mark()
+            self._mark(self._stack[-1] if self._stack else "")
 
-    def _mark(self) -> None:
-        self._forward = "forward", self._stack[-1] if self._stack else ""
+    def _mark(self, module: str) -> None:
+        self._forward = "forward", module
+        self._told()
         if _graph_task() == -1:
-            self.marks.put(self._forward[1])
+            self.marks.put(module)

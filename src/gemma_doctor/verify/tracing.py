@@ -8,24 +8,20 @@ step has tens of thousands: most of them are functions of tensors that give one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from math import isfinite
 from typing import Any
 
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gemma_doctor.kernels.outputs import Launched, launch
-from gemma_doctor.verify.events import Events, Kind, Log, Origin
-from gemma_doctor.verify.operations import Operation, address, operation, tensors_in
+from gemma_doctor.verify.events import Events
+from gemma_doctor.verify.operations import Operation, operation, tensors_in
 from gemma_doctor.verify.passing import views_pass
 from gemma_doctor.verify.places import Places
+from gemma_doctor.verify.recording import Recorder, Recording
 
 __all__ = ["Trace"]
-
-_BATCH_TENSORS = 512
-"""Outputs measured by one launch."""
 
 
 class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by the type checker
@@ -34,30 +30,22 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
     Args:
         places: The places of the model that runs.
         waiting: Bytes of outputs that may wait to be measured; they cannot be freed meanwhile.
+        recorder: What notes outputs; one in Python if None.
     """
 
-    def __init__(self, places: Places, waiting: int = 1 << 28) -> None:
+    def __init__(self, places: Places, waiting: int = 1 << 28, recorder: Recorder | None = None) -> None:
         super().__init__()
-        self._places = places
-        self._waiting = waiting
+        self._ordinary = places.ordinary
         self._known: dict[int, Operation] = {}
-        self._here = places.here
-        self._log = Log()
-        self._kinds: dict[Kind, Kind] = {}
-        self._origins: dict[int, Origin] = dict(places.storages)
-        if places.offloaded is not None:
-            places.offloaded.names = self._origins
-        self._pending: list[Tensor] = []
-        self._bytes = 0
-        self._launched: list[Launched] = []
-        self._starts: list[int] = []
+        self._recorder = recorder or Recording(places, waiting)
         self._around: list[ExitStack] = []
 
     def __enter__(self) -> Trace:  # noqa: PYI034  # Self needs Python 3.11
         """Begin to record."""
         with ExitStack() as around:
-            if self._places.ordinary:
+            if self._ordinary:
                 around.enter_context(views_pass())
+                around.enter_context(self._recorder.below(self))
             super().__enter__()
             self._around.append(around.pop_all())
         return self
@@ -83,21 +71,19 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
         known = self._known.get(id(func)) or self._learn(func)  # hashing the operator itself takes longer than this
         if not known.plain:
             return self._unusual(known, args, kwargs or {})
-        origins = self._origins
-        sources = [origins.get(address(value)) for value in args if isinstance(value, Tensor)]
+        sources = self._recorder.sources(args)
         if kwargs:
             unbounded = known.numbers and _unbounded((*args, *kwargs.values()))
             result = known.run(*args, **kwargs)
         else:
             unbounded = known.numbers and _unbounded(args)
             result = known.run(*args)
-        self._note(result, known, sources, unbounded)
+        self._recorder.note(result, known, sources, unbounded)
         return result
 
     def events(self) -> Events:
         """Everything that was recorded so far."""
-        self._flush()
-        return Events(self._log.copied(), self._places.marks.found, tuple(self._launched), tuple(self._starts))
+        return self._recorder.events()
 
     def _learn(self, func: Any) -> Operation:  # noqa: ANN401  # an OpOverload
         known = self._known[id(func)] = operation(func)
@@ -107,62 +93,21 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
         """Run any other operation: of views, of lists, of several outputs, or one that writes to its arguments."""
         if known.silent:
             return known.run(*args, **kwargs)
+        recorder = self._recorder
         given = (*args, *kwargs.values())
-        sources = [self._origins.get(address(tensor)) for value in given for tensor in tensors_in(value)]
+        sources = recorder.sources(tensor for value in given for tensor in tensors_in(value))
         targets = list(known.targets(args, kwargs))
         for target in targets:
-            self._spare(target)
+            recorder.spare(target)
         result = known.run(*args, **kwargs)
-        for output in (*targets, *known.outputs(result)):
-            self._spare(output)  # of two outputs in one memory
-            self._note(output, known, sources, _unbounded(given))
+        for output in (*targets, *known.outputs(result, known.made)):
+            recorder.spare(output)  # of two outputs in one memory
+            recorder.note(output, known, sources, _unbounded(given))
+        for output in known.outputs(result, known.besides):
+            recorder.forget(output)
         return result
-
-    def _spare(self, tensor: Tensor) -> None:
-        """Have a pending output in this tensor's memory measured as it is now: a copy of it, which costs no launch."""
-        step, measured = self._origins.get(address(tensor)), len(self._log.kinds)
-        if isinstance(step, int) and step >= measured:
-            self._pending[step - measured] = self._pending[step - measured].clone()
-            del self._origins[address(tensor)]
-
-    def _note(self, output: Tensor, known: Operation, sources: list[Origin], unbounded: bool) -> None:  # noqa: FBT001
-        storage = address(output)
-        if not (output.dtype.is_floating_point and storage and known.initialises and (size := output.nbytes)):
-            self._origins.pop(storage, None)  # without an address: meta, where accelerate takes offloaded weights away
-            return
-        log = self._log
-        self._origins[storage] = step = len(log.ops)
-        log.spots.append(self._here())
-        log.ops.append(known.name)
-        log.origins += sources
-        log.ends.append(len(log.origins))
-        if unbounded:
-            log.unbounded.add(step)
-        self._pending.append(output)
-        self._bytes += size
-        if self._bytes >= self._waiting or len(self._pending) >= _BATCH_TENSORS:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Has the pending outputs measured."""
-        for batch in _by_device(self._pending):
-            self._starts.append(len(self._log.kinds))
-            kinds = ((tensor.dtype, tensor.shape) for tensor in batch)
-            self._log.kinds += [self._kinds.setdefault(kind, kind) for kind in kinds]  # of each kind one object
-            self._launched.append(launch(batch))
-        self._pending, self._bytes = [], 0
 
 
 def _unbounded(values: Iterable[object]) -> bool:
     """Whether one of the numbers given to an operation is infinite or NaN."""
     return any(isinstance(value, float) and not isfinite(value) for value in values)
-
-
-def _by_device(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in order, cut where the device changes."""
-    devices = [tensor.device for tensor in tensors]
-    start = 0
-    for stop in range(1, len(tensors) + 1):
-        if stop == len(tensors) or devices[stop] != devices[start]:
-            yield tensors[start:stop]
-            start = stop

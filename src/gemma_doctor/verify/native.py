@@ -1,0 +1,216 @@
+"""The recorder in C++: on a GPU a step's operations take less time than Python needs to look at them.
+
+``recorder.cpp`` is compiled when it is first wanted, with the headers that torch brings and the compiler of the
+machine, and kept in the user's cache. Without a compiler the trace runs in Python, with the same result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemma_doctor.kernels import outputs
+from gemma_doctor.verify.events import Events, Log, Origin, Spot
+from gemma_doctor.verify.operations import Operation, operation
+from gemma_doctor.verify.passing import VIEWS
+from gemma_doctor.verify.places import Places
+from gemma_doctor.verify.recording import BATCH
+
+__all__ = ["NativeRecording", "building"]
+
+_SOURCE = Path(__file__).with_name("recorder.cpp")
+
+_NAME = "recorder"
+
+_UNKNOWN = -1
+"""Origins from here on are steps; this is one that nobody measured, and those below are parameters."""
+
+_installing = Lock()
+
+_met: set[str] = set()
+"""Operations that a trace has met. The first is for all of aten; a later one for these, which takes 20 ms less."""
+
+
+class NativeRecording:
+    """See :class:`.recording.Recorder`, which it is; for models whose weights all have memory.
+
+    Args:
+        module: What :func:`building` gave.
+        places: The places of the model that runs.
+        waiting: Bytes of outputs that may wait to be measured; they cannot be freed meanwhile.
+    """
+
+    def __init__(self, module: Any, places: Places, waiting: int) -> None:  # noqa: ANN401  # compiled
+        self._module = module
+        self._places = places
+        self._launched: list[tuple[int, outputs.Launched]] = []
+        owners = [(tensor, name) for owner, name in places.names.items() for tensor in owner.parameters(recurse=False)]
+        device = owners[0][0].device if owners else torch.device("cpu")
+        told = (_learn, self._measure, self._scan)
+        self._recorder = module.Recorder(
+            places.storages, owners, BATCH, waiting, *told, list(outputs.in_place_dtypes(device)), device
+        )
+
+    @contextmanager
+    def below(self, trace: object) -> Iterator[None]:
+        """See :class:`.recording.Recorder`. One at a time in a process, and none where another mode is entered."""
+        if torch._C._len_torch_dispatch_stack() or not _installing.acquire(blocking=False):  # noqa: SLF001  # as passing.py
+            yield
+            return
+        with ExitStack() as around:
+            around.callback(_installing.release)
+            around.enter_context(self._places.telling(self._recorder.runs))
+            around.callback(self._module.Installed(self._recorder, trace, {*VIEWS}, _met).end)
+            yield
+
+    def sources(self, values: Iterable[object]) -> list[Origin]:
+        """See :class:`.recording.Recorder`; as the numbers that C++ knows them by."""
+        found: list[Origin] = self._recorder.sources([value for value in values if isinstance(value, Tensor)])
+        return found
+
+    def spare(self, tensor: Tensor) -> None:
+        """See :class:`.recording.Recorder`."""
+        self._recorder.spare(tensor)
+
+    def note(self, output: Tensor, known: Operation, sources: list[Origin], unbounded: bool) -> None:  # noqa: FBT001
+        """See :class:`.recording.Recorder`."""
+        self._recorder.note(output, known.name, known.initialises, sources, unbounded)
+
+    def forget(self, tensor: Tensor) -> None:
+        """See :class:`.recording.Recorder`."""
+        self._recorder.forget(tensor)
+
+    def events(self) -> Events:
+        """See :class:`.recording.Recorder`."""
+        self._recorder.flush()
+        measured = sorted(self._launched, key=lambda item: item[0])
+        starts, launched = tuple(start for start, _ in measured), tuple(one for _, one in measured)
+        return Events(partial(_log, self._recorder.columns()), self._places.marks.found, launched, starts)
+
+    def _measure(self, start: int, tensors: list[Tensor]) -> None:
+        self._launched.append((start, outputs.launch(tensors)))
+
+    def _scan(self, start: int, where: Tensor, device: torch.device) -> None:
+        self._launched.append((start, outputs.launch_in_place(where.numpy(), device)))
+
+
+def _learn(name: str, overload: str) -> tuple[str, list[int], list[int], list[int], bool, bool, bool]:
+    """What C++ has to know of an operation."""
+    _met.add(".".join(filter(None, (name.removeprefix("aten::"), overload))))
+    known = operation(getattr(getattr(torch.ops.aten, name.removeprefix("aten::")), overload or "default"))
+    written = [place for place, _ in known.written]
+    made, besides = sorted(known.made), sorted(known.besides)
+    return known.name, made, besides, written, known.initialises, known.silent, known.numbers
+
+
+def _log(columns: dict[str, Any]) -> Log:
+    """What C++ noted, with names for its numbers."""
+    names, parameters, modules = columns["names"], columns["parameters"], columns["modules"]
+    kinds = [(dtype, torch.Size(shape)) for dtype, shape in columns["kinds_met"]]
+    places = [(phase, module) for module in modules for phase in ("forward", "backward")]
+    spots: list[Spot] = [spot if spot >= 0 else places[~spot] for spot in columns["spots"].tolist()]
+    origins: list[Origin] = [
+        origin if origin >= 0 else None if origin == _UNKNOWN else parameters[_UNKNOWN - 1 - origin]
+        for origin in columns["origins"].tolist()
+    ]
+    return Log(
+        spots=spots,
+        ops=[names[op] for op in columns["ops"].tolist()],
+        origins=origins,
+        ends=columns["ends"].tolist(),
+        unbounded={*columns["unbounded"]},
+        kinds=[kinds[kind] for kind in columns["kinds"].tolist()],
+    )
+
+
+@cache
+def building() -> Future[Any | None]:
+    """The compiled module, under way; None where there is no compiler, or it fails, of which the log tells.
+
+    The first call on a machine takes some 15 seconds, beside whatever else is done, and later ones next to nothing.
+    """
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(_built)
+    pool.shutdown(wait=False)
+    return future
+
+
+def _built() -> Any | None:  # noqa: ANN401  # a compiled module
+    command = _command()
+    if command is None:
+        return None
+    known = hashlib.sha256("\0".join([*command, torch.__version__, sys.version, _SOURCE.read_text()]).encode())
+    target = _cache() / f"{_NAME}-{known.hexdigest()[:16]}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    try:
+        if not target.exists():
+            _compile(command, target)
+        return _loaded(target)
+    except (OSError, ImportError, subprocess.CalledProcessError) as error:
+        said = error.stderr.strip().splitlines() if isinstance(error, subprocess.CalledProcessError) else [str(error)]
+        logging.getLogger(__name__).warning(
+            "the trace runs in Python, more slowly: %s could not be compiled (%s)", _SOURCE, *said[:1]
+        )
+        return None
+
+
+def _cache() -> Path:
+    """Where compiled files are kept: of the user, as torch and numba keep theirs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gemma-doctor"
+
+
+def _command() -> list[str] | None:
+    """How to compile, but for the file names; None without a compiler."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    if shutil.which(compiler[0]) is None:
+        return None
+    from torch.utils import cpp_extension  # noqa: PLC0415  # takes a while to import
+
+    includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+    folders = [option for folder in cpp_extension.library_paths() for option in (f"-L{folder}", f"-Wl,-rpath,{folder}")]
+    return [
+        *compiler,
+        *("-O2", "-std=c++20", "-fPIC", "-shared", "-fvisibility=hidden", f"-DTORCH_EXTENSION_NAME={_NAME}"),
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        *(option for folder in includes for option in ("-isystem", folder)),
+        str(_SOURCE),  # libraries come after what needs them
+        *folders,
+        *("-ltorch_python", "-ltorch", "-ltorch_cpu", "-lc10"),
+    ]
+
+
+def _compile(command: list[str], target: Path) -> None:
+    """The file, whole or not at all; two processes may do it at a time."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)  # noqa: S603
+        made.replace(target)
+
+
+def _loaded(path: Path) -> Any:  # noqa: ANN401  # a compiled module
+    loader = importlib.machinery.ExtensionFileLoader(_NAME, str(path))
+    spec = importlib.util.spec_from_loader(_NAME, loader)
+    if spec is None:
+        raise ImportError(str(path))
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module

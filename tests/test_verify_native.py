@@ -1,0 +1,329 @@
+"""The recorder in C++ notes what the one in Python does, keeps out of everybody else's way, and may be missing."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models  # noqa: F401  # makes torchvision importable beside a torch for CPUs
+import torch
+from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3n_config, write
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gemma_doctor.checkpoint import open_checkpoint
+from gemma_doctor.kernels import outputs
+from gemma_doctor.verify import native
+from gemma_doctor.verify.bench import Bench
+from gemma_doctor.verify.events import Event
+from gemma_doctor.verify.inputs import batch
+from gemma_doctor.verify.loading import read_config
+from gemma_doctor.verify.measures import Measures, Request
+from gemma_doctor.verify.native import NativeRecording
+from gemma_doctor.verify.places import Places
+from gemma_doctor.verify.tracing import Trace
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Any:  # noqa: ANN401  # a compiled module
+    module = native.building().result()
+    if module is None:
+        pytest.skip("no C++ compiler")
+    return module
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.GELU())
+
+
+@pytest.fixture
+def trace(compiled: Any, model: nn.Module) -> Trace:  # noqa: ANN401
+    return Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1 << 28))
+
+
+def ops(trace: Trace) -> list[str]:
+    return [event.key[2] for event in trace.events()]
+
+
+def python_sees(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What reaches Python of what runs under a trace."""
+    names: list[str] = []
+    dispatch = Trace.__torch_dispatch__
+
+    def noted(self: Trace, func: Any, *rest: Any) -> Any:  # noqa: ANN401
+        if func is not torch.ops.aten.detach.default:  # which torch asks a mode for by its name
+            names.append(str(func))
+        return dispatch(self, func, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trace, "__torch_dispatch__", noted)
+        run()
+    return names
+
+
+class Names(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by the type checker
+    """Notes what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        if func is not torch.ops.aten.detach.default:  # which torch asks a mode for by its name
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def steps(folder: Path, config: Mapping[str, Any], compiled: Any, *, amp: bool, again: bool) -> list[list[Event]]:  # noqa: ANN401
+    """A step forward and backward of a checkpoint, recorded in Python and in C++."""
+    measures = Measures(device="cpu", request=Request(length=8, side=64), checkpointing=again)
+    subject, bench = read_config(open_checkpoint(folder)), Bench(measures, CPU, 0)
+    dtype = torch.float32 if amp else torch.float16
+    found = []
+    with bench.model(subject, dtype) as model, torch.enable_grad():
+        for recorder in (None, compiled):
+            places = Places.of(model)
+            inputs = batch(subject, "image" if "vision_config" in config else "text", measures.request)
+            how = None if recorder is None else NativeRecording(recorder, places, 1 << 14)
+            with places.watching(), (trace := Trace(places, 1 << 14, how)):
+                (bench.run(model, inputs, dtype, amp=amp).loss * 64.0).backward()
+            model.zero_grad()
+            found.append(list(trace.events()))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("config", "amp", "again"),
+    [
+        pytest.param(tiny_gemma3_config(), False, True, id="gemma3-recomputed"),
+        pytest.param(tiny_gemma3_config(), True, False, id="gemma3-amp"),
+        pytest.param(tiny_gemma3n_config(), False, False, id="gemma3n"),
+    ],
+)
+def test_both_record_the_same_step(
+    tmp_path: Path,
+    config: dict[str, Any],
+    compiled: Any,  # noqa: ANN401
+    *,
+    amp: bool,
+    again: bool,
+) -> None:
+    """Figures, sources, weights, modules, phases and order."""
+    checkpoint = write(tmp_path / "checkpoint", healthy(config), config)
+    python, cpp = steps(checkpoint, config, compiled, amp=amp, again=again)
+    assert len(python) > 500
+    assert {event.key[0] for event in python} == {"forward", "backward"}
+    assert cpp == python
+
+
+def test_operations_of_aten_do_not_reach_python(
+    trace: Trace, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> None:
+        with torch.enable_grad(), trace:
+            (model(torch.ones(3, 4)).square().sum() * 2).backward()
+
+    monkeypatch.setattr(native, "_met", set())
+    assert not python_sees(run, monkeypatch)
+    assert ops(trace)[:4] == ["aten.ones", "aten.addmm", "aten.gelu", "aten.pow"]
+
+
+def test_others_reach_it_and_are_recorded_in_order(trace: Trace) -> None:
+    @torch.library.custom_op("gemma_doctor_test::twice", mutates_args=())  # type: ignore[untyped-decorator]
+    def twice(x: Tensor) -> Tensor:
+        return x * 2
+
+    with trace:
+        twice(torch.ones(3) + 1) + 1
+    events = trace.events()
+    assert ops(trace) == ["aten.ones", "aten.add", "gemma_doctor_test.twice", "aten.add"]
+    assert [event.inputs for event in events] == [(), (0,), (1,), (2,)]
+    assert [event.stats.maximum for event in events] == [1.0, 2.0, 4.0, 5.0]
+
+
+def test_it_ends_with_the_trace(trace: Trace) -> None:
+    with trace:
+        torch.ones(3) + 1
+    recorded = len(trace.events())
+    torch.ones(3) + 1
+    with Names() as mode:
+        torch.ones(3) + 1
+    assert mode.names == ["aten.ones.default", "aten.add.Tensor"]
+    assert len(trace.events()) == recorded
+
+
+def test_a_trace_that_fails_ends_too(trace: Trace) -> None:
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="must match the size"), trace:
+            torch.ones(2) + torch.ones(3)
+        with Names() as mode:
+            torch.ones(3)
+        assert mode.names == ["aten.ones.default"]
+
+
+def test_a_mode_that_is_entered_within_sees_its_operations_and_the_trace_does_too(trace: Trace) -> None:
+    with trace:
+        x = torch.ones(3)
+        with Names() as mode:
+            y = x + 1
+        y * 3
+    assert mode.names == ["aten.add.Tensor"]
+    assert ops(trace) == ["aten.ones", "aten.add", "aten.mul"]
+
+
+def test_a_mode_that_is_entered_before_sees_what_the_trace_does(trace: Trace) -> None:
+    with Names() as mode, trace:
+        torch.ones(3) + 1
+    assert mode.names == ["aten.ones.default", "aten.add.Tensor"]
+    assert ops(trace) == ["aten.ones", "aten.add"]
+
+
+def test_other_threads_are_left_alone(trace: Trace) -> None:
+    class Answering(torch.Tensor):  # type: ignore[misc]  # torch is not seen by the type checker
+        """Counts operations."""
+
+        calls = 0
+
+        @classmethod
+        def __torch_dispatch__(cls, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+            cls.calls += 1
+            return func(*(item.as_subclass(Tensor) if isinstance(item, Tensor) else item for item in args))
+
+    def elsewhere() -> tuple[bool, int, list[str]]:
+        with FakeTensorMode():
+            fake = (torch.ones(3) + 1).sum()
+        torch.Tensor._make_subclass(Answering, torch.ones(3)) + 1  # noqa: SLF001  # as such classes are made
+        with Names() as mode:
+            torch.ones(3) * 2
+        return type(fake) is not Tensor, Answering.calls, mode.names
+
+    with trace, ThreadPoolExecutor(1) as pool:
+        torch.ones(3)
+        fake, calls, names = pool.submit(elsewhere).result()
+    assert (fake, calls, names) == (True, 1, ["aten.ones.default", "aten.mul.Tensor"])
+    assert ops(trace) == ["aten.ones"]
+
+
+def test_of_two_traces_at_once_each_records_its_own(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
+    def made() -> Trace:
+        return Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1 << 28))
+
+    def elsewhere() -> list[str]:
+        with (trace := made()):
+            torch.full((3,), 2.0) * 10
+        return ops(trace)
+
+    with ThreadPoolExecutor(1) as pool, (trace := made()):
+        torch.ones(2)
+        with (inner := made()):
+            torch.zeros(2) - 1
+        there = pool.submit(elsewhere).result()
+    assert there == ["aten.full", "aten.mul"]
+    assert ops(inner) == ["aten.zeros", "aten.sub"]
+    assert ops(trace) == ["aten.ones", "aten.zeros", "aten.sub"]
+
+
+def test_operations_met_before_are_enough_to_begin_with(
+    trace: Trace,
+    model: nn.Module,
+    compiled: Any,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A second trace is entered for them alone; others go through Python."""
+    monkeypatch.setattr(native, "_met", set())
+    with trace:
+        torch.ones(3) + 1
+    again = Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1 << 28))
+
+    def run() -> None:
+        with again:
+            (torch.ones(3) + 1).cos()
+
+    assert python_sees(run, monkeypatch) == ["aten.cos.default"]
+    assert ops(again) == ["aten.ones", "aten.add", "aten.cos"]
+
+
+def test_what_fails_while_outputs_are_measured_is_what_the_caller_sees(
+    trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_tensors: object) -> None:
+        raise torch.OutOfMemoryError("no memory to measure")
+
+    monkeypatch.setattr(outputs, "launch", failing)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory to measure"), trace:
+        [torch.ones(3) for _ in range(600)]
+    monkeypatch.undo()
+    with Names() as mode:
+        torch.ones(3)
+    assert mode.names == ["aten.ones.default"]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what Triton's interpreter says of NaN and overflow
+def test_what_is_measured_in_place_has_the_same_figures(
+    compiled: Any,  # noqa: ANN401
+    model: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU, of which Triton's interpreter takes the place: dense or not, of dtypes that it knows or not."""
+
+    def run() -> None:
+        x = torch.arange(24.0).view(2, 3, 4) - 12
+        for y in (x, x.half(), x.bfloat16(), x.half() * 7e4, x.half() / 0):
+            y + 1
+            (y.transpose(0, 2) * 2).permute(1, 0, 2) * 3
+        (x[:, ::2] * 2).expand(4, 2, 2, 4) + 1
+        x.half() + 1
+        x.double() * 3
+
+    def recorded() -> list[Event]:
+        trace = Trace(places := Places.of(model), 1 << 10, NativeRecording(compiled, places, 1 << 10))
+        with trace:
+            run()
+        return list(trace.events())
+
+    there = recorded()
+    launched: list[int] = []
+    in_place = outputs.launch_in_place
+
+    def counted(where: Any, device: torch.device) -> outputs.Launched:  # noqa: ANN401
+        launched.append(where.shape[1])
+        return in_place(where, device)
+
+    monkeypatch.setattr(outputs, "runs_triton", lambda _: True)
+    monkeypatch.setattr(outputs, "launch_in_place", counted)
+    assert recorded() == there
+    assert 0 < sum(launched) < len(there)
+
+
+def test_without_a_compiler_there_is_none(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    assert native._built() is None  # noqa: SLF001  # building() remembers
+    assert not caplog.records
+
+
+def test_a_compiler_that_fails_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", f"{sys.executable} -c \"import sys; sys.exit('cannot do that')\"")
+    with caplog.at_level(logging.WARNING):
+        assert native._built() is None  # noqa: SLF001
+    (record,) = caplog.records
+    assert "runs in Python, more slowly" in record.getMessage()
+    assert "cannot do that" in record.getMessage()
+    assert [*tmp_path.rglob("*")] == [tmp_path / "gemma-doctor"]
+
+
+def test_it_is_compiled_once(compiled: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
+    assert compiled is not None
+    monkeypatch.setattr(native, "_compile", pytest.fail)
+    assert native._built() is not None  # noqa: SLF001
