@@ -83,6 +83,7 @@ def agree(stats: TensorStats, figures: oracle.Figures) -> None:
             assert math.isclose(found, wanted, rel_tol=BOUND), (name, found, wanted)
         else:
             assert found == wanted, (name, found, wanted)
+            assert str(found) != "-0.0", name
 
 
 @cache

@@ -5,12 +5,18 @@ The fused kernel runs in Triton's interpreter (see conftest.py); benchmarks/gpu_
 
 from __future__ import annotations
 
+import importlib
 import math
+import re
+import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import numpy as np
+import numpy.typing as npt
 import oracle
 import pytest
 import torch
@@ -20,6 +26,7 @@ from tensors import DTYPES, Tensor, agree, edges, item_size, packed, small
 
 from gemma_doctor.kernels import outputs, outputs_fused, outputs_torch
 from gemma_doctor.kernels.devices import runs_triton
+from gemma_doctor.kernels.guards import norms, norms_torch
 from gemma_doctor.kernels.outputs import launch
 from gemma_doctor.kernels.pieces import Grain, cut
 from gemma_doctor.tensors import TensorStats
@@ -134,6 +141,13 @@ def test_dtypes_lengths_and_addresses_in_one_launch() -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("lonely", [1e5, -1e5, 65520.0, -65520.0])
+def test_one_value_beyond_float16_is_seen_on_either_side(lonely: float) -> None:
+    values = np.array([1.0, lonely, -1.0], "<f4")
+    check(by_triton, [("F32", values.tobytes(), 0)])
+
+
+@interpreted
 @pytest.mark.parametrize("scale", [2.0**-120, 2.0**-60, 2.0**-20, 2.0**100])
 def test_squares_that_float32_does_not_hold(scale: float) -> None:
     check(by_triton, [(dtype, wide(dtype, 3000, scale), 0) for dtype in ("BF16", "F32")])
@@ -148,6 +162,77 @@ def test_a_tensor_of_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("dtype", FUSED)
+def test_the_fused_kernel_finds_what_stands_anywhere_in_a_piece(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """In whole tiles and in the rest, in either half of a word; alone, and where a NaN asks for a second look."""
+    monkeypatch.setattr(outputs_fused, "_TILE", 64)
+    monkeypatch.setattr(outputs_fused, "_PROGRAMS", 1)
+    tile = 64 // item_size(dtype)
+    places = [0, 1, 4 * tile - 1, 4 * tile, 8 * tile, 8 * tile + 1, 9 * tile + 4]
+    cases = []
+    for shift in range(len(places)):
+        values = torch.linspace(1, 2, 9 * tile + 5)
+        kinds = torch.tensor([-100, 100, 0.0, 2.0**-14, 2.0**-15, 2.0**-24, 2.0**-26])
+        values[places[shift:] + places[:shift]] = kinds
+        again = values.clone()
+        again[2 * tile] = math.nan
+        cases += [(dtype, bytes(one.to(NAMES[dtype]).view(torch.uint8).numpy()), 0) for one in (values, again)]
+    check(by_triton, cases)
+
+
+def launches(tensors: Sequence[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> list[tuple[npt.NDArray[Any], Any]]:
+    """The pieces of each launch, shape (pieces, 3), and its other arguments; nothing is measured."""
+    scan = mock.MagicMock()
+    monkeypatch.setattr(outputs_fused.triton_outputs, "scan", scan)
+    outputs_fused.enqueue(tensors)
+    grids = [call.args[0][0] for call in scan.__getitem__.call_args_list]
+    calls = scan.__getitem__.return_value.call_args_list
+    return [
+        (call.args[0][: 3 * grid].view(-1, 3).numpy(), call.kwargs) for grid, call in zip(grids, calls, strict=True)
+    ]
+
+
+def test_what_a_gpu_reads_whole_begins_where_its_widest_load_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses another address, which an interpreter does not; 16 bytes for each thread of a warp and loads of 4."""
+    monkeypatch.setattr(outputs_fused, "_PROGRAMS", 1)
+    ends = [torch.empty(600_000, dtype=NAMES[dtype])[skipped:] for dtype in FUSED for skipped in range(9)]
+    found = launches(ends, monkeypatch)
+    assert [arguments["packed"] for _, arguments in found] == [True, True, False]
+    for pieces, arguments in found:
+        size = 2 if arguments["packed"] else 4
+        assert arguments["words"] * 4 == arguments["num_warps"] * 32 * 16
+        assert ((pieces[:, 0] % 16 == 0) | (pieces[:, 1] * size < 16)).all()
+        squares = pieces[:, 1].max() * size / (4 * arguments["words"])  # that a lane adds in float32
+        assert squares > 100
+        assert squares * 2.0**-24 <= 2.0**-17  # what the room promises of a sum
+
+
+def test_the_kernel_is_launched_on_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not on the one that happens to be current."""
+    scan, current = mock.MagicMock(), []
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        current.append(tensor.device)
+        yield
+        current.clear()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(outputs_fused.triton_outputs, "scan", scan)
+    scan.__getitem__.return_value.side_effect = lambda *_, **__: launched.extend(current)
+    launched: list[torch.device] = []
+    outputs_fused.enqueue([torch.ones(3), torch.ones(3).half()])
+    assert launched == [torch.device("cpu")] * 2
+
+
+@interpreted
+def test_what_memory_held_before_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: torch.full(size, 77, **options))
+    (found,) = by_triton([torch.ones(3)])
+    assert (found.nan, found.zeros, found.minimum, found.maximum) == (0, 0, 1.0, 1.0)
+
+
+@interpreted
 @pytest.mark.parametrize("capable", [True, False])
 def test_a_gpu_gets_the_kernel_for_what_it_measures_and_reductions_for_the_rest(
     monkeypatch: pytest.MonkeyPatch, *, capable: bool
@@ -158,12 +243,14 @@ def test_a_gpu_gets_the_kernel_for_what_it_measures_and_reductions_for_the_rest(
     monkeypatch.setattr(outputs_torch, "enqueue", ways[1])
     monkeypatch.setattr(outputs, "runs_triton", lambda _: capable)
     cases = [(dtype, wide(dtype, 300, 2.0**-3), 0) for dtype in (*NAMES, *NAMES)]
-    for dtypes in (tuple(NAMES), FUSED):
+    for dtypes in (tuple(NAMES), FUSED, ("F64",)):
         chosen = [case for case in cases if case[0] in dtypes]
         check(lambda tensors: outputs._on_gpu(list(tensors), {one.dtype for one in tensors}).stats(), chosen)  # noqa: SLF001
-    fused = 4 * len(FUSED) if capable else 0
+    mixed = [torch.tensor([math.nan] * count, dtype=dtype) for count, dtype in enumerate(NAMES.values())]
+    assert outputs._on_gpu(mixed, {*NAMES.values()}).nonfinite() == [*range(len(NAMES))]  # noqa: SLF001
+    fused = 5 * len(FUSED) if capable else 0
     measured = [sum(len(call.args[0]) for call in way.call_args_list) for way in ways]
-    assert measured == [fused, 2 * (len(NAMES) + len(FUSED)) - fused]
+    assert measured == [fused, 3 * len(NAMES) + 2 * len(FUSED) + 2 - fused]
 
 
 ITEMSIZES = np.array([2, 2, 4])
@@ -211,6 +298,8 @@ def test_any_strides_and_shapes_are_measured() -> None:
         base[:, 1:3],
         base[..., ::2],
         base[:, :1, :, :1].expand(2, 3, 5, 2),
+        base[0, 0, :1, 0].expand(3),
+        base[0, 0, 0].unfold(0, 2, 1),
         base[0, 0, 0, 0],
         torch.empty((0, 4)).T,
         torch._neg_view(base),  # noqa: SLF001  # as `.conj().imag` makes it
@@ -221,14 +310,25 @@ def test_any_strides_and_shapes_are_measured() -> None:
 
 def test_dense_tensors_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = torch.randn((2, 6, 5, 4)).permute(3, 0, 2, 1)
+    alone = torch.randn((4, 5)).as_strided((5, 1, 4), (1, 7, 5))  # the step of one item means nothing
     gaps = dense[:2]
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda *_: pytest.fail("copied"))
-    launch([dense])
+    launch([dense, alone])
     with pytest.raises(pytest.fail.Exception, match="copied"):
         launch([gaps])
 
 
-def test_later_changes_and_drops_are_not_seen() -> None:
+def on_the_cpu_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, *, capable: bool) -> None:
+    """The CPU has the kernel's interpreter, and torch's reductions."""
+    monkeypatch.setattr(outputs, "runs_triton", lambda _: capable)
+    monkeypatch.setattr(outputs, "_on_cpu", lambda given: outputs._on_gpu(given, {one.dtype for one in given}))  # noqa: SLF001
+
+
+@interpreted
+@pytest.mark.parametrize("way", ["compiled loops", "fused kernel", "reductions"])
+def test_later_changes_and_drops_are_not_seen(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    if way != "compiled loops":
+        on_the_cpu_as_on_a_gpu(monkeypatch, capable=way == "fused kernel")
     tensor = torch.ones(5, requires_grad=True)
     held = weakref.ref(tensor)
     launched = launch([tensor])
@@ -237,7 +337,7 @@ def test_later_changes_and_drops_are_not_seen() -> None:
     del tensor
     assert held() is None
     assert launched.stats()[0].zeros == 0
-    assert launched.stats() == launched.stats()
+    assert launched.stats() is launched.stats()  # each event of a trace asks
 
 
 def test_nothing_has_no_figures() -> None:
@@ -254,6 +354,27 @@ def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
 def test_tensors_of_two_devices_are_refused() -> None:
     with pytest.raises(ValueError, match="not on cpu, meta"):
         launch([torch.ones(3), torch.ones(3, device="meta")])
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (9, 0)])
+def test_without_triton_a_gpu_gets_plain_torch(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    """By itself: nothing that needs Triton is imported."""
+    monkeypatch.setitem(sys.modules, "triton", None)  # as where it is not installed
+    for name in [name for name in sys.modules if re.search(r"gemma_doctor\.kernels\..*(fused|tiles|triton)", name)]:
+        room, _, module = name.rpartition(".")
+        monkeypatch.delattr(sys.modules[room], module)
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    gpu = torch.device("cuda", 0)
+    for chooser in (outputs, norms):
+        monkeypatch.setattr(chooser, "runs_triton", lambda _: runs_triton.__wrapped__(gpu))
+    monkeypatch.setattr(norms, "_fused", norms._fused.__wrapped__)  # noqa: SLF001
+    x = torch.linspace(-3, 3, 48).half().view(4, 12)
+    for name in ("outputs_fused", "guards.norms_fused"):
+        with pytest.raises(ImportError):
+            importlib.import_module(f"gemma_doctor.kernels.{name}")
+    assert outputs._on_gpu([x], {x.dtype}).stats() == by_torch([x])  # noqa: SLF001
+    assert norms._way(x, norms.Form(1e-6, -1, x.dtype)) is norms_torch  # noqa: SLF001
 
 
 @pytest.mark.parametrize(("capability", "triton"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((9, 0), True)])

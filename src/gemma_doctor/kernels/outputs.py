@@ -173,7 +173,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 def _on_cpu(tensors: list[torch.Tensor]) -> Launched:
     """Measured at once, for nobody says when the tensors change."""
-    flat = ((tensor.detach().as_strided((tensor.numel(),), (1,)), _NAMES[tensor.dtype]) for tensor in tensors)
+    flat = ((tensor.as_strided((tensor.numel(),), (1,)), _NAMES[tensor.dtype]) for tensor in tensors)
     done = [measure(tensor.view(torch.uint8).numpy(), name, tuple(tensor.shape)) for tensor, name in flat]
     wrong = [stats.nan + stats.inf for stats in done]
     return Launched((_Part(range(len(done)), lambda: done, lambda: wrong),))
