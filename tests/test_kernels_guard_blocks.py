@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gemma_doctor.kernels import guard, unguard
 from gemma_doctor.kernels.guards import encoder
-from gemma_doctor.kernels.guards.convolutions import RowScale, convolve
+from gemma_doctor.kernels.guards.convolutions import RowScale, convolve, in_float32
 from gemma_doctor.kernels.guards.planning import Site
 from gemma_doctor.kernels.guards.replacements import is_guarded
 from gemma_doctor.kernels.guards.scaling import row_bounds
@@ -45,6 +45,7 @@ attention = partial(
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "convolution": conv,
     "strides, groups, dilation, bias": partial(conv, stride=2, groups=4, dilation=2, bias=True),
+    "padded by the size of what comes": partial(conv, stride=2, dilation=2, padding="same"),
     "exact GELU": partial(conv, act_layer=nn.GELU),
     "ReLU": partial(conv, act_layer=nn.ReLU),
     "no activation": partial(conv, apply_act=False),
@@ -217,6 +218,30 @@ class Dtypes(TorchDispatchMode):  # type: ignore[misc]  # torch counts as untype
         if result.numel() > 8:
             self.seen.add(result.dtype)
         return result
+
+
+def test_factors_follow_the_weights_to_another_device() -> None:
+    """As tensors that training may use, though it be inference that moves them."""
+    weight, meta = torch.ones((2, 1, 1, 1)).half(), torch.device("meta")
+    scale = RowScale(torch.tensor([2.0**20, 1.0]), weight)
+    with torch.inference_mode():
+        factor = scale.factor(meta)
+        assert scale.scaled(weight.to(meta)).device == meta
+    assert factor is not None
+    assert factor.device == meta
+    assert not factor.is_inference()
+    assert RowScale(torch.tensor([2.0**15, 1.0]), weight).factor(weight.device) is None
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
+def test_a_convolution_in_float32_stays_there_under_autocast(kind: type[nn.Conv1d | nn.Conv2d]) -> None:
+    layer = kind(1, 2, 1).half()
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        layer.weight.fill_(2.0)
+        layer.bias.copy_(torch.tensor([1.0, 0.5]))
+        found = in_float32(layer, torch.full((1, *layer.weight.shape[1:]), 60_000.0, dtype=torch.float16))
+    assert found.dtype == torch.float32
+    assert found.flatten().tolist() == [120_001.0, 120_000.5]
 
 
 def test_a_bias_is_scaled_with_its_row() -> None:

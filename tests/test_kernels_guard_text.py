@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import _question, answers
 from torch import nn
+from transformers import Gemma3nTextConfig, Gemma3nTextModel
 
 from gemma_doctor.kernels import guard, unguard
 from gemma_doctor.kernels.guards.products import exact_product, largest_row
@@ -98,6 +99,16 @@ def test_gradients_of_gemma3n_are_finite_and_those_of_float32(part: str) -> None
     found, infinite = learned(torch.float16, guarded=True)
     assert infinite == []
     assert error(found, wanted) < error(brain, wanted)
+
+
+def test_a_gemma3n_of_one_layer() -> None:
+    """Its one layer is the first and the last."""
+    one = {"num_hidden_layers": 1, "num_kv_shared_layers": 0, "layer_types": ["full_attention"]}
+    torch.manual_seed(0)
+    wide = Gemma3nTextModel(Gemma3nTextConfig(**{**CONFIGS["gemma3n"]["text_config"], **one})).eval()
+    half, ids = copy.deepcopy(wide).half(), torch.arange(3, 19)[None]
+    guard(half)
+    assert error(half(input_ids=ids).last_hidden_state, wide(input_ids=ids).last_hidden_state) < 2.0**-8
 
 
 def test_state_and_answers_come_back() -> None:
