@@ -154,6 +154,13 @@ def test_squares_that_float32_does_not_hold(scale: float) -> None:
 
 
 @interpreted
+def test_squares_that_float32_does_not_hold_beside_one_that_it_does() -> None:
+    values = np.full(3000, 1.3 * 2.0**-74, "<f4")
+    values[7] = 2.0**-62
+    check(by_triton, [("F32", values.tobytes(), 0)])
+
+
+@interpreted
 def test_a_tensor_of_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs_fused, "_PROGRAMS", 3)
     spoilt = bytearray(wide("BF16", 50_001))
