@@ -18,6 +18,7 @@ from torch import nn
 
 from gemma_doctor.errors import UsageError
 from gemma_doctor.kernels import guard, unguard
+from gemma_doctor.kernels.guards import gemma3
 from gemma_doctor.kernels.guards.convolutions import RowScale, convolve
 from gemma_doctor.kernels.guards.replacements import is_guarded
 from gemma_doctor.kernels.guards.scaling import row_bounds
@@ -363,6 +364,14 @@ def test_gains_that_carry_a_norm_beyond_float16(where: str) -> None:
     assert not error(says(model.half()), wanted) < 0.1
     guard(model)
     assert error(says(model), wanted) < 0.5 * error(brain, wanted)
+
+
+@pytest.mark.parametrize(("weight", "fits"), [(8190.9, True), (8191.1, False), (-8192.9, True), (-8193.1, False)])
+def test_a_norm_fits_by_its_weight_and_one(weight: float, fits: bool) -> None:  # noqa: FBT001
+    """Sqrt(16) * |1 + w| is to be below 2**15."""
+    norm = nn.RMSNorm(16)
+    norm.weight.fill_(0.0)[3] = weight
+    assert gemma3._fits(norm) is fits  # noqa: SLF001
 
 
 def test_a_product_that_adds_up_all_channels() -> None:

@@ -253,7 +253,7 @@ def test_a_gpu_gets_the_kernel_for_what_it_measures_and_reductions_for_the_rest(
     for dtypes in (tuple(NAMES), FUSED, ("F64",)):
         chosen = [case for case in cases if case[0] in dtypes]
         check(lambda tensors: outputs._on_gpu(list(tensors), {one.dtype for one in tensors}).stats(), chosen)  # noqa: SLF001
-    mixed = [torch.tensor([math.nan] * count, dtype=dtype) for count, dtype in enumerate(NAMES.values())]
+    mixed = [torch.tensor([math.nan] * count, dtype=dtype) for count, dtype in enumerate(reversed(NAMES.values()))]
     assert outputs._on_gpu(mixed, {*NAMES.values()}).nonfinite() == [*range(len(NAMES))]  # noqa: SLF001
     fused = 5 * len(FUSED) if capable else 0
     measured = [sum(len(call.args[0]) for call in way.call_args_list) for way in ways]

@@ -75,7 +75,7 @@ def _plan_reader(site: Site, module: nn.Module, norm: Any) -> text.Out:  # noqa:
 
 
 def _mlp_forward(self: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-    gated: torch.Tensor = self.down_proj(self.act_fn(self.gate_proj(x).float()) * self.up_proj(x).float())
+    gated: torch.Tensor = self.down_proj(self.act_fn(self.gate_proj(x).float()) * self.up_proj(x))
     return gated
 
 

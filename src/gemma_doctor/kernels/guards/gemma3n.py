@@ -25,9 +25,8 @@ def _plan_text_model(site: Site, model: Any) -> None:  # noqa: ANN401  # of tran
     text.cast_linear(site, model.per_layer_model_projection)
     for projection in (*model.altup_projections, *model.altup_unembed_projections):
         text.exact_linear(site, projection)
-    layers = model.layers[: model.config.num_hidden_layers]
-    first, last = layers[0], layers[-1]
-    for layer in dict.fromkeys((first, last)):
+    first, last = model.layers[0], model.layers[-1]
+    for layer in (first, last):  # the same, where there is one
         plan = (model.embed_tokens if layer is first else None, torch.float32 if layer is last else None)
         site.replace(layer, _layer_forward, plan, "layer between float32 and the model's dtype")
 
