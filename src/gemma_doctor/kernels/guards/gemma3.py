@@ -83,16 +83,10 @@ def _plan_head(site: Site, model: Any) -> None:  # noqa: ANN401
     _plan_reader(site, model.lm_head, model.base_model.get_decoder().norm)
 
 
-def _plan_norm(site: Site, norm: Any) -> None:  # noqa: ANN401
-    """Any other norm keeps the dtype of what it reads."""
-    text.norm(site, norm, offset=1.0)
-
-
 _HOME = "transformers.models.gemma3.modeling_gemma3."
 PLANNERS: dict[str, Planner] = {
     f"{_HOME}Gemma3DecoderLayer": _plan_layer,
     f"{_HOME}Gemma3ForCausalLM": _plan_head,
     f"{_HOME}Gemma3ForConditionalGeneration": _plan_head,
-    f"{_HOME}Gemma3RMSNorm": _plan_norm,
     f"{_HOME}Gemma3TextModel": _plan_model,
 }
