@@ -101,14 +101,18 @@ def test_gradients_of_gemma3n_are_finite_and_those_of_float32(part: str) -> None
     assert error(found, wanted) < error(brain, wanted)
 
 
-def test_a_gemma3n_of_one_layer() -> None:
-    """Its one layer is the first and the last."""
-    one = {"num_hidden_layers": 1, "num_kv_shared_layers": 0, "layer_types": ["full_attention"]}
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_gemma3n_of_few_layers_whose_streams_square_beyond_float16(layers: int) -> None:
+    """Before the first layer and after the last one, which may be the same."""
+    few = {"num_hidden_layers": layers, "num_kv_shared_layers": 0, "layer_types": ["full_attention"] * layers}
     torch.manual_seed(0)
-    wide = Gemma3nTextModel(Gemma3nTextConfig(**{**CONFIGS["gemma3n"]["text_config"], **one})).eval()
+    wide = Gemma3nTextModel(Gemma3nTextConfig(**{**CONFIGS["gemma3n"]["text_config"], **few})).eval()
+    wide.embed_tokens.weight *= 2.0**13
     half, ids = copy.deepcopy(wide).half(), torch.arange(3, 19)[None]
+    wanted = wide(input_ids=ids).last_hidden_state
+    assert not error(half(input_ids=ids).last_hidden_state, wanted) < 0.1
     guard(half)
-    assert error(half(input_ids=ids).last_hidden_state, wide(input_ids=ids).last_hidden_state) < 2.0**-8
+    assert error(half(input_ids=ids).last_hidden_state, wanted) < 2.0**-8
 
 
 def test_state_and_answers_come_back() -> None:

@@ -396,7 +396,7 @@ def test_a_norm_fits_by_its_weight_and_one(weight: float, fits: bool) -> None:  
 
 
 def test_a_product_that_adds_up_all_channels() -> None:
-    """|output| <= sqrt(channels) * ||row * gain||_2 is reached where all channels are the same: 65536 in one row here."""
+    """|output| <= sqrt(channels) * ||row * gain||_2 is reached where all channels are the same: 65536 in a row here."""
     model = copy.deepcopy(sound("gemma3"))
     model.model.embed_tokens.weight.fill_(1.0)
     model.model.layers[0].input_layernorm.weight.fill_(0.0)
