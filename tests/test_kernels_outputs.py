@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensors import DTYPES, Tensor, agree, edges, item_size, packed, small
 
-from gemma_doctor.kernels import outputs, outputs_fused, outputs_torch
+from gemma_doctor.kernels import outputs, outputs_fused, outputs_torch, triton_outputs
 from gemma_doctor.kernels.devices import runs_triton
 from gemma_doctor.kernels.guards import norms, norms_torch
 from gemma_doctor.kernels.outputs import launch
@@ -190,7 +190,7 @@ def test_the_fused_kernel_finds_what_stands_anywhere_in_a_piece(monkeypatch: pyt
 def launches(tensors: Sequence[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> list[tuple[npt.NDArray[Any], Any]]:
     """The pieces of each launch, shape (pieces, 3), and its other arguments; nothing is measured."""
     scan = mock.MagicMock()
-    monkeypatch.setattr(outputs_fused.triton_outputs, "scan", scan)
+    monkeypatch.setattr(triton_outputs, "scan", scan)
     outputs_fused.enqueue(tensors)
     grids = [call.args[0][0] for call in scan.__getitem__.call_args_list]
     calls = scan.__getitem__.return_value.call_args_list
@@ -225,7 +225,7 @@ def test_the_kernel_is_launched_on_the_tensors_device(monkeypatch: pytest.Monkey
         current.clear()
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    monkeypatch.setattr(outputs_fused.triton_outputs, "scan", scan)
+    monkeypatch.setattr(triton_outputs, "scan", scan)
     scan.__getitem__.return_value.side_effect = lambda *_, **__: launched.extend(current)
     launched: list[torch.device] = []
     outputs_fused.enqueue([torch.ones(3), torch.ones(3).half()])
