@@ -37,6 +37,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """At the end Python clears all away, or nanobind calls what is left a leak, below the closing line."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _ctrl_c() -> Iterator[None]:
     """A command that has changed a file in place hears Ctrl-C no more; the next test does."""
