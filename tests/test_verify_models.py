@@ -271,12 +271,14 @@ def test_a_config_of_another_size_is_told_and_transformers_tells_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_model_that_takes_other_inputs_is_told(tmp_path: Path) -> None:
+def test_a_model_that_compares_two_inputs_is_told_before_its_weights_are_loaded(tmp_path: Path) -> None:
     narrow = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {**narrow, "vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2}
     config = transformers.CLIPConfig(text_config=text, vision_config={**narrow, "image_size": 32, "patch_size": 16})
-    transformers.CLIPModel(config).save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="CLIPModel cannot be run with 1 x 8 tokens"):
+    config.architectures = ["CLIPModel"]
+    config.save_pretrained(tmp_path)
+    write(tmp_path, {"unrelated": healthy(tiny_gemma3_config())["model.norm.weight"]})
+    with pytest.raises(UsageError, match=r"a CLIPModel compares texts.* model\.vision_model\.save_pretrained"):
         doctor.verify(tmp_path, SHORT)
 
 
@@ -301,10 +303,14 @@ def test_whoever_wants_to_know_is_told_each_step(tmp_path: Path) -> None:
     with torch.enable_grad():
         doctor.verify(folder, replace(SHORT, loss_scale=2.0), against=folder, step=told.append)
     assert told == [
+        "loading the weights as float32",
         "text run in float32",
         "text run in float32, backward",
+        "loading the weights as bfloat16",
         "text run in bfloat16",
+        "loading the weights as float32",
         "the other checkpoint in float32",
+        "loading the weights as float16",
         "text run in float16",
         "text run in float16, backward at loss scale 2",
         "text run in float16, backward",

@@ -25,6 +25,7 @@ __all__ = [
     "Phase",
     "Run",
     "Verification",
+    "bits",
     "headroom",
 ]
 
@@ -79,6 +80,12 @@ def headroom(absmax: float | None) -> float | None:
     return math.log2(FP16_MAX / absmax) if absmax else None
 
 
+def bits(number: float) -> str:
+    """A difference of magnitudes in words, in two digits: ``"0.34 bits"``, ``"1 bit"``."""
+    digits = f"{number:.2g}"
+    return f"{digits} bit" if digits == "1" else f"{digits} bits"
+
+
 @dataclass(frozen=True, slots=True)
 class Operand:
     """What went into an operation.
@@ -111,6 +118,11 @@ class FailingOp:
     operands: tuple[Operand, ...] = ()
     config: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
     reference_absmax: float | None = None
+
+    @property
+    def read(self) -> tuple[Operand, ...]:
+        """What went into it, the largest magnitude first."""
+        return tuple(sorted(self.operands, key=lambda one: one.stats.absmax or 0.0, reverse=True))
 
     @property
     def excess(self) -> float | None:

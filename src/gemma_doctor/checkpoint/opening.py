@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from importlib import import_module
 
 from gemma_doctor.checkpoint.alike import alike
@@ -28,6 +29,7 @@ def open_checkpoint(
     revision: str | None = None,
     token: str | None = None,
     download: bool = False,
+    agree: Callable[[str, str], None] | None = None,
 ) -> Checkpoint:
     """Read the headers of a checkpoint, its index and its config; no tensor's bytes.
 
@@ -41,6 +43,7 @@ def open_checkpoint(
         revision: Branch, tag or commit of a Hub repository; its default branch if None.
         token: Access token for the Hub; the one that ``hf auth login`` or ``HF_TOKEN`` gives if None.
         download: Whether a Hub repository is downloaded to the Hub's cache and opened there.
+        agree: Told its name and its format before that; raises where it is not wanted.
 
     Raises:
         SourceNotFoundError: If nothing there can be read.
@@ -51,7 +54,7 @@ def open_checkpoint(
     uri = os.fsdecode(source)
     name = hub_name(uri)
     if name is not None:
-        return _from_hub(name.at(_one(revision, name.revision)), token, download=download)
+        return _from_hub(name.at(_one(revision, name.revision)), token, download=download, agree=agree)
     if revision is not None or download:
         raise UsageError(f"{uri}: only Hub repositories (owner/name) have revisions and are downloaded")
     if _URL.fullmatch(uri) and not os.path.lexists(uri):
@@ -73,10 +76,12 @@ def _one(option: str | None, suffix: str | None) -> str | None:
     return option or suffix
 
 
-def _from_hub(name: HubName, token: str | None, *, download: bool) -> Checkpoint:
+def _from_hub(
+    name: HubName, token: str | None, *, download: bool, agree: Callable[[str, str], None] | None
+) -> Checkpoint:
     hub = import_module("gemma_doctor.checkpoint.remote.hub")  # half a second, which local scans do not pay
     try:
-        opened: Checkpoint = hub.open_repository(name, token, download=download)
+        opened: Checkpoint = hub.open_repository(name, token, download=download, agree=agree)
     except TransferError as error:
         raise type(error)(f"{error}{alike(name.repo)}") from error
     return opened

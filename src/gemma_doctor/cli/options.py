@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -81,14 +82,20 @@ class Remote:
         str | None, option(WHAT, "TOKEN", "Access token for the Hub. Default: HF_TOKEN, or 'hf auth login'.")
     ] = None
 
-    def fetched(self, source: str, *, quiet: bool) -> str:
-        """The source; a Hub repository is downloaded, and named with its commit from here on."""
+    def fetched(self, source: str, *, quiet: bool, agree: Callable[[str, str], None] | None = None) -> str:
+        """The source; a Hub repository is downloaded, and named with its commit from here on.
+
+        Args:
+            source: SOURCE as the user gave it.
+            quiet: Whether to show no progress.
+            agree: Told a repository's name and its format before that; raises where it is not wanted.
+        """
         from gemma_doctor.checkpoint import is_repository, open_checkpoint
 
         if self.revision is None and not is_repository(source):
             return source
         self.hush(quiet=quiet)
-        return open_checkpoint(source, revision=self.revision, token=self.token, download=True).pinned
+        return open_checkpoint(source, revision=self.revision, token=self.token, download=True, agree=agree).pinned
 
     def check(self, *sources: str | None) -> None:
         """Refuse a token that none of the sources is opened with.

@@ -14,12 +14,13 @@ import typer
 from gemma_doctor.choices import DEVICES, MODALITIES, MODES, REFERENCES, Device, Modality, Mode, Reference
 from gemma_doctor.cli.frame import OUTPUT, RUNNING, WHAT, Words, choice, option
 from gemma_doctor.cli.groups import grouped
-from gemma_doctor.cli.options import BaselineFile, Ignore, Quiet, Remote, Select, SourceName, Verdict, Wanted
+from gemma_doctor.cli.options import BaselineFile, Ignore, Quiet, Remote, Select, Verdict, Wanted
 from gemma_doctor.cli.outputs import Outputs, Telling, write_all
 from gemma_doctor.cli.running import MENDED, applied, given, spelled, steps
 from gemma_doctor.errors import UsageError
 from gemma_doctor.reports.documents import STDOUT, write
 from gemma_doctor.verify.measures import Measures, Request
+from gemma_doctor.verify.sources import check_format
 
 if TYPE_CHECKING:
     from gemma_doctor.records import Report
@@ -155,7 +156,9 @@ class Manner:
 
 @grouped
 def command(  # noqa: PLR0913, PLR0917  # typer reads the options from the signature
-    source: SourceName,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A folder that transformers loads, or a Hub repository owner/name.")
+    ],
     inputs: Inputs,
     manner: Manner,
     verdict: Verdict,
@@ -181,8 +184,10 @@ def command(  # noqa: PLR0913, PLR0917  # typer reads the options from the signa
     measures = manner.measures(inputs)
     remote.check(source, manner.against)
     chosen = verdict.settings(source)
-    source = remote.fetched(source, quiet=quiet)
-    against = None if manner.against is None else replace(remote, revision=None).fetched(manner.against, quiet=quiet)
+    source = remote.fetched(source, quiet=quiet, agree=check_format)
+    against = manner.against
+    if against is not None:
+        against = replace(remote, revision=None).fetched(against, quiet=quiet, agree=check_format)
     options = Wanted(select=select, ignore=ignore, baseline=baseline).options(chosen)
     from gemma_doctor import doctor
     from gemma_doctor.reports import terminal
@@ -190,7 +195,7 @@ def command(  # noqa: PLR0913, PLR0917  # typer reads the options from the signa
     from gemma_doctor.verify.registry import RULES
 
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # large gradients find room
-    with steps("reading the config", quiet=quiet) as step:
+    with steps("loading torch and transformers", quiet=quiet) as step:
         report = doctor.verify(source, measures, options, against=against, step=step)
     least = verdict.least(chosen)
     command_line = spelled("verify", source, *given(inputs), *given(manner))

@@ -21,6 +21,7 @@ from gemma_doctor.verifications import Activation
 from gemma_doctor.verify.evidence import Evidence
 from gemma_doctor.verify.measures import Measures, untold
 from gemma_doctor.verify.registry import RULES
+from gemma_doctor.verify.sources import check_format, check_source
 from gemma_doctor.version import __version__
 
 __all__ = ["verify"]
@@ -59,8 +60,11 @@ def verify(  # noqa: PLR0913  # how to run, how to judge, and who is told, each 
         measures = replace(measures, device=device)
     started = time.perf_counter()
     rules = chosen(RULES, options)
-    checkpoint = fetched(source)
-    other = None if against is None else fetched(against)
+    checkpoint = fetched(source, agree=check_format)
+    other = None if against is None else fetched(against, agree=check_format)
+    for opened in (checkpoint, other):
+        if opened is not None:
+            check_source(opened)
     verified = _harness().verify(checkpoint, measures, other, step=step)
     known = assemble(checkpoint, {}, "float16", "transformers", whole=True)
     evidence = Evidence(verified.verification, known.model, known.on_disk, checkpoint.tensors)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from gemma_doctor.records import Report
 from gemma_doctor.reports.sheet import Sheet
 from gemma_doctor.reports.wording import counted, size
-from gemma_doctor.verifications import Activation, Drift, LossScales, Run, Verification
+from gemma_doctor.verifications import Activation, Drift, LossScales, Run, Verification, bits
 
 __all__ = ["write_runs"]
 
@@ -53,7 +53,7 @@ def _largest(own: Sequence[Activation]) -> Iterator[str]:
     closest = max(own, key=lambda one: one.peak or 0.0, default=None)
     if closest is not None and closest.peak and closest.headroom is not None:
         where = f"{closest.op} of {closest.module or 'the model itself'}"
-        yield f"largest |x| {closest.peak:,.6g}, {closest.headroom:.2g} bits below 65504, in {where}"
+        yield f"largest |x| {closest.peak:,.6g}, {bits(closest.headroom)} below 65504, in {where}"
 
 
 def _drift(drift: Drift) -> str:
@@ -70,7 +70,7 @@ def _scales(scales: LossScales) -> str:
     if not scales.sound or scales.room is None:
         return f"loss scales: none of {counted(len(scales.trials), 'tried scale')} is sound"
     low, high = (f"2^{math.log2(scale):g}" for scale in (min(scales.sound), max(scales.sound)))
-    return f"loss scales {low} to {high} are sound, {scales.room:.3g} bits of room"
+    return f"loss scales {low} to {high} are sound, {bits(scales.room)} of room"
 
 
 def _setting(verification: Verification) -> Iterator[str]:

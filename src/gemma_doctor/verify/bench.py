@@ -17,6 +17,7 @@ from gemma_doctor.verify import machine, native
 from gemma_doctor.verify.inputs import Batch
 from gemma_doctor.verify.loading import Subject
 from gemma_doctor.verify.measures import Measures, untold
+from gemma_doctor.verify.needs import first_line
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.step import Step, forward
 from gemma_doctor.verify.streaming import stream
@@ -49,6 +50,7 @@ class Bench:
             subject: The checkpoint.
             dtype: What its parameters are cast to.
         """
+        self.step(f"loading the weights as {str(dtype).removeprefix('torch.')}")
         with subject.loaded(dtype, self.device, self.spread(dtype)) as model:
             _freeze(model, self.measures)
             stream(model, self.device)
@@ -97,7 +99,17 @@ class Bench:
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-            raise UsageError(f"{type(model).__name__} cannot be run with {inputs.words}: {error}") from error
+            why = f"{first_line(error)}{_too_long(model, inputs)}"
+            raise UsageError(f"{type(model).__name__} cannot be run with {inputs.words}: {why}") from error
+
+
+def _too_long(model: Any, inputs: Batch) -> str:  # noqa: ANN401  # a class of transformers
+    """What is said of texts beyond the positions that a model was made for: a table of them ends there."""
+    ids, config = inputs.arguments.get("input_ids"), getattr(model, "config", None)
+    known = None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
+    if ids is None or not known or ids.shape[1] <= known:
+        return ""
+    return f". These are {ids.shape[1]:,} tokens, and its config names {known:,} positions: shorten with --seq-len"
 
 
 def _freeze(model: nn.Module, measures: Measures) -> None:

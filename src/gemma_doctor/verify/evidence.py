@@ -45,10 +45,10 @@ class Evidence:
         return self.tensor(f"{module}.weight") or self.tensor(f"{module.rpartition('.')[0]}.weight")
 
     def blamed(self, failure: FailingOp) -> TensorInfo | None:
-        """The first weight that went into an operation, or that failed itself."""
+        """The largest weight that went into an operation, or the one that failed itself."""
         seen = failure.activation
         own = f"{seen.module}.{seen.op}" if seen.phase == "load" else ""
-        names = (own, *(operand.name for operand in failure.operands))
+        names = (own, *(operand.name for operand in failure.read))
         return next((found for name in names if (found := self.tensor(name))), None)
 
     def mends(self, module: str) -> Repair | None:

@@ -20,7 +20,7 @@ from gemma_doctor.verify.drift import drift
 from gemma_doctor.verify.float16 import Candidate
 from gemma_doctor.verify.guardable import check_known
 from gemma_doctor.verify.inputs import Batch, batch, check_used
-from gemma_doctor.verify.loading import Subject, read_config
+from gemma_doctor.verify.loading import Subject, quiet, read_config
 from gemma_doctor.verify.measures import Measures
 from gemma_doctor.verify.reference import Bfloat16, Reference
 
@@ -44,6 +44,7 @@ class Verified:
     skipped: tuple[Skipped, ...]
 
 
+@quiet()
 def verify(
     checkpoint: Checkpoint,
     measures: Measures,
@@ -65,7 +66,7 @@ def verify(
     """
     if against is not None and measures.reference == "none":
         raise UsageError("another checkpoint is compared with the float32 reference: leave out --reference none")
-    subject = read_config(checkpoint)
+    subject, second = read_config(checkpoint), None if against is None else read_config(against)
     if measures.guard:
         check_known(subject)
     numel = sum(tensor.numel for tensor in checkpoint.tensors.values())
@@ -79,7 +80,7 @@ def verify(
         if measures.reference == "float32":
             true = reference.references(bench, subject, batches)
             beside = reference.bfloat16(bench, subject, batches, true)
-            other = reference.logits(bench, read_config(against), batches) if against else {}
+            other = reference.logits(bench, second, batches) if second else {}
         _check_comparable(true, other)
         runs, activations = _float16(bench, subject, batches, true, beside)
         used = machine.peak_memory(bench.device)

@@ -27,6 +27,7 @@ from gemma_doctor.verify.needs import first_line
 __all__ = ["Batch", "batch", "check_used"]
 
 _IGNORED = -100  # the label that transformers leaves out of the loss
+_CLASSIFYING = ("ForSequenceClassification", "ForTokenClassification")  # their labels are no tokens
 _FIRST_WORD = 8  # below it lie padding, beginning and end of text in every vocabulary we know
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _PROCESSOR = "preprocessor_config.json"  # of pictures and of sounds
@@ -80,8 +81,9 @@ def batch(subject: Subject, modality: Modality, request: Request) -> Batch:
         token = _token(subject, "audio_token_id")
         extra["input_features"], extra["input_features_mask"], sound = _sound(subject, request)
         ids, words = _with_tokens(ids, token, subject.config.audio_soft_tokens_per_image), f"{sound}; {words}"
-    labels = torch.where(ids == (-1 if token is None else token), _IGNORED, ids)
-    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, **extra}
+    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **extra}
+    if not subject.build.__name__.endswith(_CLASSIFYING):
+        arguments["labels"] = torch.where(ids == (-1 if token is None else token), _IGNORED, ids)
     if subject.config.model_type == "gemma3":
         arguments["token_type_ids"] = (ids == token).long() if token is not None else torch.zeros_like(ids)
     return Batch(modality, arguments, words)
@@ -193,9 +195,10 @@ def _with_tokens(ids: Tensor, token: int, count: int) -> Tensor:
 
 
 def _image_tokens(subject: Subject) -> int:
-    for name in ("vision_soft_tokens_per_image", "mm_tokens_per_image", "image_seq_length"):
-        if (count := getattr(subject.config, name, None)) is not None:
-            return int(count)
+    for name in ("vision_soft_tokens_per_image", "mm_tokens_per_image", "image_seq_length", "num_image_tokens"):
+        for config in (subject.config, subject.text):  # PaliGemma has it there
+            if (count := getattr(config, name, None)) is not None:
+                return int(count)
     raise UsageError(
         f"{subject.folder}: how many tokens stand for a picture in a {subject.config.model_type} is not known; "
         "leave pictures out with --modality text"

@@ -20,7 +20,7 @@ from gemma_doctor.errors import CheckpointError, UsageError
 from gemma_doctor.verify import machine
 from gemma_doctor.verify.needs import first_line, why_broken
 
-__all__ = ["Subject", "read_config"]
+__all__ = ["Subject", "quiet", "read_config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +73,17 @@ class Subject:
     def _load(self, dtype: torch.dtype, memory: dict[Any, Any] | None) -> Any:  # noqa: ANN401
         spread: dict[str, Any] = {"device_map": "auto", "max_memory": memory} if memory else {}
         try:
-            with _quiet():
-                model, said = self.build.from_pretrained(
-                    self.folder,
-                    config=self.config,
-                    dtype=dtype,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    ignore_mismatched_sizes=True,  # so that it tells which ones they are
-                    output_loading_info=True,
-                    **spread,
-                )
+            model, said = self.build.from_pretrained(
+                self.folder,
+                config=self.config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # so that it tells which ones they are
+                output_loading_info=True,
+                **spread,
+            )
         except torch.OutOfMemoryError:
             raise
         except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
@@ -116,7 +115,7 @@ class Subject:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """While it lasts, transformers draws no progress bars and warns of nothing: what is wrong becomes an error here."""
     logging = transformers.utils.logging
     wanted = logging.is_progress_bar_enabled() and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
@@ -135,23 +134,9 @@ def read_config(checkpoint: Checkpoint) -> Subject:
     """What a checkpoint's ``config.json`` asks for.
 
     Raises:
-        UsageError: If it is an adapter without its base, or quantised, or transformers has no class for it, or only
-            code in the checkpoint does.
+        UsageError: If it is quantised, or transformers has no class for it, or only code in the checkpoint does.
     """
     folder = Path(checkpoint.root)
-    if Path(checkpoint.uri).is_file():
-        raise UsageError(f"{checkpoint.uri} is a file, and transformers loads folders: give {folder}")
-    if checkpoint.config is None and (folder / "adapter_config.json").exists():
-        raise UsageError(
-            f"{folder} holds an adapter, which runs with its base model only: merge the two (merge_and_unload of peft; "
-            "adapter_config.json names the base as base_model_name_or_path), save that, and verify it. scan reads "
-            "adapters as they are."
-        )
-    if checkpoint.config is None:
-        raise UsageError(
-            f"{folder} holds no config.json, without which transformers cannot build the model. Copy the one of the "
-            "model that these weights are of, and its tokenizer, into the folder. scan needs neither."
-        )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ImportError as error:
@@ -196,7 +181,12 @@ def _model_class(folder: Path, config: Any) -> Any:  # noqa: ANN401  # classes o
 
 
 def _runnable(folder: Path, build: Any) -> Any:  # noqa: ANN401  # as above
-    """The class, if it is given text or pictures."""
+    """The class, if it is given text or pictures, and not both at once to compare them."""
+    if hasattr(build, "get_text_features"):
+        raise UsageError(
+            f"{folder}: a {build.__name__} compares texts with pictures or sounds, and verify knows models of one of "
+            "them: save its parts, such as model.vision_model.save_pretrained(FOLDER), and verify each"
+        )
     if build.main_input_name not in {"input_ids", "pixel_values"}:
         raise UsageError(
             f"{folder}: a {build.__name__} is given {build.main_input_name}; verify knows text and pictures"

@@ -123,8 +123,8 @@ def limited(device: torch.device, limit: float | None) -> Iterator[None]:
         size = f"{limit:g} GiB (--memory-limit)" if limit else "the memory of this device"
         raise UsageError(
             f"the run does not fit into {size}: shorten it with --seq-len or --image-size, leave the backward pass out "
-            "with --no-backward (or keep less for it with --gradient-checkpointing), or take the reference on its own "
-            "machine with --reference none"
+            "with --no-backward (or keep less for it with --gradient-checkpointing), or leave the reference out with "
+            "--reference none"
         ) from error
     finally:
         if whole:

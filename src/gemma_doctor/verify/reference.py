@@ -90,8 +90,8 @@ def _reference(
 
 def logits(bench: Bench, subject: Subject, batches: Sequence[Batch]) -> dict[Modality, Tensor]:
     """What another checkpoint says to the same inputs in float32."""
-    bench.step("the other checkpoint in float32")
     with bench.model(subject, torch.float32) as model, torch.no_grad():
+        bench.step("the other checkpoint in float32")
         return {item.modality: bench.run(model, item, torch.float32).logits.cpu() for item in batches}
 
 

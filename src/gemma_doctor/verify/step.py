@@ -44,7 +44,7 @@ def forward(model: nn.Module, arguments: Mapping[str, Tensor], device: torch.dev
         Its logits, and the loss that it computes itself where it is given labels; else the mean of the squares of its
         output, which has gradients for every parameter that the output depends on.
     """
-    extra = {"use_cache": False} if "labels" in arguments else {}
+    extra = {"use_cache": False} if "input_ids" in arguments else {}
     offloaded = streamed(model) if torch.is_grad_enabled() else None
     casting = torch.autocast(device.type, torch.float16) if amp else nullcontext()
     with casting, offloaded.running() if offloaded else nullcontext():

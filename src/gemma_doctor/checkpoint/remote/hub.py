@@ -6,6 +6,7 @@ are read from there. Nothing is written to disk but by a download.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from huggingface_hub import constants
@@ -21,13 +22,16 @@ from gemma_doctor.checkpoint.remote.hub_store import HubStore
 __all__ = ["open_repository"]
 
 
-def open_repository(name: HubName, token: str | None, *, download: bool) -> Checkpoint:
+def open_repository(
+    name: HubName, token: str | None, *, download: bool, agree: Callable[[str, str], None] | None = None
+) -> Checkpoint:
     """Opens the checkpoint that a name of the Hub stands for; headers are read, and no tensor's bytes.
 
     Args:
         name: A repository, or a file or folder of one.
         token: Access token; the one of this machine if None.
         download: Whether it is downloaded to the Hub's cache first, where it is not there yet, and opened there.
+        agree: Told its name and its format before that; raises where it is not wanted.
 
     Raises:
         SourceNotFoundError: If there is no such thing, no access to it, or no checkpoint in it.
@@ -36,7 +40,7 @@ def open_repository(name: HubName, token: str | None, *, download: bool) -> Chec
     access = Access(name.repo, token)
     if constants.is_offline_mode():
         return offline(name)
-    return downloaded(name, access) if download else _streamed(name, access)
+    return downloaded(name, access, agree) if download else _streamed(name, access)
 
 
 def _streamed(name: HubName, access: Access) -> Checkpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def snapshot(repo: str, commit: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
 
 
-def downloaded(name: HubName, access: Access) -> Checkpoint:
+def downloaded(name: HubName, access: Access, agree: Callable[[str, str], None] | None = None) -> Checkpoint:
     """Downloads a checkpoint to the Hub's cache, where it is not there yet, and opens it there.
 
     Weights in other formats than the checkpoint's stay where they are, and so does what a name of one file leaves out.
@@ -51,6 +51,7 @@ def downloaded(name: HubName, access: Access) -> Checkpoint:
     Args:
         name: A repository, or a file or folder of one.
         access: The repository.
+        agree: Told its name and its format before gigabytes come; raises where it is not wanted.
 
     Raises:
         SourceNotFoundError: If there is no such repository or revision, no access to it, or no checkpoint in it.
@@ -61,6 +62,8 @@ def downloaded(name: HubName, access: Access) -> Checkpoint:
         return whole
     commit = noted_head(access, name.revision)
     found = place(name, listing(access, commit), snapshot(name.repo, commit))  # refuses before gigabytes come
+    if agree is not None:
+        agree(str(name.at(None)), found.layout.format)
 
     def ask() -> None:
         with explaining(name.repo, commit):

@@ -34,7 +34,7 @@ from collections.abc import Iterator
 from gemma_doctor.records import Finding, Scalar
 from gemma_doctor.rule import Rule
 from gemma_doctor.tensors import FP16_MAX
-from gemma_doctor.verifications import FailingOp, Run
+from gemma_doctor.verifications import FailingOp, Run, bits
 from gemma_doctor.verify.evidence import Evidence, plain, where
 
 __all__ = ["RULE"]
@@ -60,12 +60,12 @@ def _message(run: Run, failure: FailingOp) -> str:
     reach = f"the float32 reference reaches {plain(failure.reference_absmax)} there"
     beyond = failure.excess
     if beyond is not None and beyond > 0:
-        reach += f", {beyond:.2g} bits beyond {FP16_MAX:.0f}"
+        reach += f", {bits(beyond)} beyond {FP16_MAX:.0f}"
     return f"{said}; {reach}. {_operands(failure)}".rstrip()
 
 
 def _operands(failure: FailingOp) -> str:
-    parts = [f"{one.name} up to {plain(one.stats.absmax)}" for one in failure.operands if one.stats.absmax is not None]
+    parts = [f"{one.name} up to {plain(one.stats.absmax)}" for one in failure.read if one.stats.absmax is not None]
     constants = [f"{name} {value:g}" for name, value in failure.config.items() if isinstance(value, float)]
     return f"It read {', '.join([*parts, *constants])}." if parts else ""
 

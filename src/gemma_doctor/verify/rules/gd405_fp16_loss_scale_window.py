@@ -33,7 +33,7 @@ from collections.abc import Iterator
 
 from gemma_doctor.records import Finding
 from gemma_doctor.rule import Rule
-from gemma_doctor.verifications import LossScales, Run
+from gemma_doctor.verifications import LossScales, Run, bits
 from gemma_doctor.verify.evidence import Evidence
 
 __all__ = ["RULE"]
@@ -64,7 +64,7 @@ def _message(run: Run, scales: LossScales) -> str:
     said = "no loss scale is sound"
     if sound:
         low, high = math.log2(min(sound)), math.log2(max(sound))
-        said = f"loss scales from 2^{low:g} to 2^{high:g} are sound, {high - low:g} bits of room"
+        said = f"loss scales from 2^{low:g} to 2^{high:g} are sound, {bits(high - low)} of room"
     above = next((trial.module for trial in scales.trials if trial.outcome == "overflow"), None)
     below = next((trial.module for trial in reversed(scales.trials) if trial.outcome == "underflow"), None)
     parts = [f"above, gradients of {above} overflow"] if above else []
