@@ -53,7 +53,7 @@ def differs(line: str, printed: str) -> str:
 
 def test_the_page_shows_what_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (source,) = (
+    source, _of_gguf = (
         content for language, content in BLOCK.findall(PAGE.read_text(encoding="utf-8")) if language == "python"
     )
     exec(compile(source, str(PAGE), "exec"), {})  # noqa: S102  # our own document

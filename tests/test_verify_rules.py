@@ -71,7 +71,7 @@ def test_gd401_names_the_operation_its_weight_and_how_far_it_went() -> None:
     assert finding.repair == Repair("rescale-conv", "eps")
     assert finding.message == (
         f"image run, forward pass: aten.convolution in {CONV}.conv makes 4 of 64 elements inf or NaN; the float32 "
-        f"reference reaches 131,008 there, 1 bits beyond 65504. It read {WEIGHT} up to 98, eps 1e-06."
+        f"reference reaches 131,008 there, 1 bit beyond 65504. It read {WEIGHT} up to 98, eps 1e-06."
     )
     assert finding.evidence["limit"] == 65504
 
