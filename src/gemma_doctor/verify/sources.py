@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.errors import UsageError
+
+if TYPE_CHECKING:
+    from gemma_doctor.checkpoint import Checkpoint  # the command line's help does without
 
 __all__ = ["check_format", "check_source"]
 
