@@ -9,6 +9,8 @@ import torch
 
 from gemma_doctor.errors import UsageError
 from gemma_doctor.verify import machine
+from gemma_doctor.verify.bench import Bench
+from gemma_doctor.verify.measures import Measures
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 GIB = 1 << 30
@@ -78,6 +80,47 @@ def test_weights_get_their_share_of_what_is_free_and_of_the_limit(
     spread = machine.room(most + 1, GPU, limit, backward=False)
     assert spread is not None
     assert spread[0] == most
+    assert spread["cpu"] > 1 << 40  # the rest goes to the host, however much it is
+
+
+@pytest.mark.parametrize(("backward", "limit", "room"), [(False, None, 54), (True, None, 36), (True, 16.0, 9.6)])
+def test_a_model_gets_the_room_that_its_run_and_its_dtype_leave(
+    fractions: list[float], *, backward: bool, limit: float | None, room: float
+) -> None:
+    assert fractions == []
+    numel = int(room * GIB) // 2
+    bench = Bench(Measures(backward=backward, memory_limit=limit), GPU, numel)
+    assert bench.spread(torch.float16) is None
+    assert bench.spread(torch.float32) == {0: int(room * GIB), "cpu": 1 << 50}
+
+
+def test_another_gpu_than_the_first_is_filled_itself(fractions: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fractions == []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert machine.room(60 * GIB, machine.find("auto"), None, backward=False) == {1: 54 * GIB, "cpu": 1 << 50}
+
+
+def test_torchs_cache_of_memory_is_given_back_too(fractions: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append(1))
+    machine.give_back(CPU)
+    assert (given, fractions) == ([], [])
+    machine.give_back(GPU)
+    assert given == [1]
+
+
+def test_the_peak_of_memory_is_that_of_this_verification(
+    fractions: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not of what the process did before."""
+    peak = [50 * GIB]
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: peak[0])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: peak.__setitem__(0, 0))
+    with machine.limited(GPU, None):
+        peak[0] = max(peak[0], 3 * GIB)
+        assert machine.peak_memory(GPU) == 3 * GIB
+    assert fractions == [1.0, 1.0]
+    assert machine.peak_memory(CPU) is None
 
 
 def test_what_is_garbage_is_freed_before_free_memory_is_looked_at(

@@ -112,6 +112,22 @@ def test_no_two_models_are_in_memory_together(checkpoint: Path, alive: Alive, ho
     assert alive.look() == 0
 
 
+def test_a_model_that_refers_to_itself_is_freed_before_the_next_is_loaded(
+    checkpoint: Path, alive: Alive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does whose module keeps a bound method of its own."""
+    load = Subject._load  # noqa: SLF001  # as above
+
+    def circular(self: Subject, dtype: torch.dtype, memory: Any) -> Any:  # noqa: ANN401  # a class of transformers
+        model = load(self, dtype, memory)
+        vars(model)["itself"] = [model]
+        return model
+
+    monkeypatch.setattr(Subject, "_load", circular)
+    verified(checkpoint, replace(WHOLE, backward=False, modalities=("text",)))
+    assert alive.peak == wide()
+
+
 def test_a_reference_that_is_held_is_counted(checkpoint: Path, alive: Alive, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the test above relies on: only the memory of its weights is kept, and not the model."""
     load = Subject._load  # noqa: SLF001  # as above

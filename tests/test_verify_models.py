@@ -15,15 +15,13 @@ import pytest
 import tiny_models  # noqa: F401  # makes torchvision importable beside a torch for CPUs
 import torch
 import transformers
-from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3n_config, tiny_gemma3n_text_config, write
+from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3n_text_config, write
 from command import run
 from torch import nn
 
 from gemma_doctor import doctor
 from gemma_doctor.checkpoint import open_checkpoint
-from gemma_doctor.choices import Modality
 from gemma_doctor.errors import CheckpointError, UsageError
-from gemma_doctor.verifications import Activation, Run
 from gemma_doctor.verify import bench, loading, machine
 from gemma_doctor.verify.inputs import batch
 from gemma_doctor.verify.measures import Measures, Request
@@ -112,43 +110,6 @@ def test_layers_that_are_computed_again_drop_nothing() -> None:
     with bench.Bench(replace(SHORT, checkpointing=True), CPU, 0).model(subject, torch.float32) as model:
         assert (model.first.training, model.other.training) == (True, False)
         assert model.other(model.first(torch.ones(64))).tolist() == [1.0] * 64
-
-
-@pytest.mark.parametrize(("modality", "side"), [("text", None), ("image", 64), ("audio", None)])
-def test_the_same_seed_gives_the_same_figures(multimodal: Path, modality: Modality, side: int | None) -> None:
-    """Every operation's, forward and backward, to the last bit, whatever was drawn before."""
-
-    def figures() -> tuple[Activation, ...]:
-        how = replace(SHORT, modalities=(modality,), reference="none", loss_scale=1.0)
-        with torch.enable_grad():
-            report = doctor.verify(multimodal, replace(how, request=Request(length=8, seed=7, side=side)))
-        return tuple(one for one in report.activations if one.phase != "load")
-
-    first = figures()
-    assert {one.phase for one in first} == {"forward", "backward"}
-    torch.rand(1)
-    assert figures() == first
-
-
-@pytest.fixture(scope="module")
-def multimodal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = tiny_gemma3n_config()
-    return write(tmp_path_factory.mktemp("multimodal") / "checkpoint", healthy(config), config)
-
-
-def test_a_whole_verification_is_the_same_each_time(tmp_path: Path) -> None:
-    """Reference, drift and loss scales too; with another seed it is another."""
-    config = tiny_gemma3_config()
-    checkpoint = write(tmp_path / "checkpoint", healthy(config), config)
-
-    def judged(seed: int) -> tuple[Run, ...]:
-        with torch.enable_grad():
-            how = replace(SHORT, request=Request(length=8, seed=seed))
-            verification = doctor.verify(checkpoint, how).verification
-        assert verification is not None
-        return tuple(replace(run, seconds=0.0) for run in verification.runs)
-
-    assert judged(0) == judged(0) != judged(1)
 
 
 def test_a_bfloat16_operation_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import tiny_models
 import torch
+import transformers
 from checkpoints import healthy, tiny_gemma3_config, write
 from faults import FAULTS, RESNET, VARIANCE, Case, filled
+from tiny_models import watching
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from gemma_doctor import doctor
 from gemma_doctor.checkpoint import open_checkpoint
@@ -18,7 +25,8 @@ from gemma_doctor.records import Report
 from gemma_doctor.verifications import Run
 from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.drift import drift
-from gemma_doctor.verify.inputs import batch
+from gemma_doctor.verify.float16 import Candidate
+from gemma_doctor.verify.inputs import Batch, batch
 from gemma_doctor.verify.loading import read_config
 from gemma_doctor.verify.measures import Measures, Request
 from gemma_doctor.verify.outputs import Kept
@@ -41,8 +49,14 @@ def verified(checkpoint: Path, **how: Any) -> tuple[Report, Run]:  # noqa: ANN40
     return report, run
 
 
-def test_a_sound_run_tells_everything_it_measured(sound: Path) -> None:
-    report, run = verified(sound)
+@pytest.fixture(scope="module")
+def whole(sound: Path) -> tuple[Report, Run]:
+    """Of the sound one, with everything."""
+    return verified(sound)
+
+
+def test_a_sound_run_tells_everything_it_measured(whole: tuple[Report, Run]) -> None:
+    report, run = whole
     assert {one.phase for one in report.activations} == {"load", "forward", "backward"}
     assert {one.dtype for one in report.activations if one.phase == "load"} == {"F16"}
     assert run.drift is not None
@@ -53,9 +67,9 @@ def test_a_sound_run_tells_everything_it_measured(sound: Path) -> None:
     assert run.loss == pytest.approx(run.reference_loss, rel=1e-2)
 
 
-def test_gradients_are_watched_at_the_largest_sound_scale(sound: Path) -> None:
+def test_gradients_are_watched_at_the_largest_sound_scale(whole: tuple[Report, Run]) -> None:
     """One bit more would overflow, so the largest lies within a bit or two of the limit."""
-    report, run = verified(sound)
+    report, run = whole
     assert run.loss_scales is not None
     assert max(trial.scale for trial in run.loss_scales.trials) > max(run.loss_scales.sound)
     narrow = (one.headroom for one in report.activations if (one.phase, one.dtype) == ("backward", "F16"))
@@ -103,6 +117,129 @@ def test_a_weight_that_was_infinite_before_is_not_the_casts_fault(tmp_path: Path
     case = Case("infinite", RESNET, filled(VARIANCE, float("inf")))
     _, run = verified(case.build(tmp_path / "checkpoint"), modalities=("image",), backward=False)
     assert run.first_failure is None
+
+
+@pytest.fixture
+def answers() -> Iterator[list[tuple[torch.dtype, torch.Tensor]]]:
+    """What each run of a picture model was given, by its dtype, and its logits."""
+    seen: list[tuple[torch.dtype, torch.Tensor]] = []
+
+    def see(module: Any, _: object, given: dict[str, torch.Tensor], output: Any) -> None:  # noqa: ANN401
+        if isinstance(module, transformers.ResNetForImageClassification):
+            seen.append((given["pixel_values"].dtype, output.logits))
+
+    handle = register_module_forward_hook(see, with_kwargs=True)
+    yield seen
+    handle.remove()
+
+
+def test_a_collapsed_layer_is_told_beside_its_reference(
+    tmp_path: Path, answers: list[tuple[torch.dtype, torch.Tensor]]
+) -> None:
+    """A variance that is infinite in float16: what is divided by it is 0, and no infinity tells it."""
+    case = next(case for case in FAULTS if case.where and case.where[2] == "running_var")
+    _, run = verified(case.build(tmp_path / "checkpoint"), modalities=("image",), backward=False)
+    assert [dtype for dtype, _ in answers] == [torch.float32, torch.bfloat16, torch.float16]
+    assert not any(logits.requires_grad for _, logits in answers)  # nothing waits for a backward pass
+    true, _, seen = (logits for _, logits in answers)
+    assert run.drift == drift(true, seen) != drift(seen, true)
+    norm = next(one for one in run.modules if one.module == VARIANCE.rpartition(".")[0])
+    assert (norm.kind, norm.absmax, norm.nonfinite, norm.error, norm.collapsed) == ("BatchNorm2d", 0, 0, 1, 1)
+    assert (norm.bfloat16_error or 1) < 0.1
+    last = next(one for one in reversed(run.modules) if one.kind == "Linear")
+    assert last.reference_absmax == pytest.approx(float(true.abs().max()))
+    assert last.absmax == pytest.approx(float(seen.abs().max()))
+    assert run.reference_loss == pytest.approx(float(true.square().mean()))
+
+
+def test_what_failed_before_stays_the_first_failure_where_gradients_do_not_overflow(tmp_path: Path) -> None:
+    case = next(case for case in FAULTS if case.where and case.where[2] == "running_var")
+    _, run = verified(case.build(tmp_path / "checkpoint"), modalities=("image",), loss_scale=1.0)
+    assert run.loss_scales is not None
+    assert "overflow" not in {trial.outcome for trial in run.loss_scales.trials}
+    assert run.first_failure is not None
+    assert (run.first_failure.activation.phase, run.first_failure.reference_absmax) == ("load", 497_160)
+
+
+class Masked(nn.Module):  # type: ignore[misc]  # torch is not read by the type checker
+    """A gradient that overflows at an activation which lets nothing through, so that no parameter's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 4), nn.Parameter(torch.full((4,), 2.0**-10))
+        self.inner.bias.data.fill_(-100)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        """Nothing comes from the first summand."""
+        return (self.inner(x).relu() * 60_000 + x * self.outer,)
+
+
+def test_an_infinity_that_reaches_no_gradient_of_a_parameter_is_no_failure() -> None:
+    subject = mock.Mock(loaded=lambda dtype, *_: nullcontext(Masked().to(dtype)))
+    here, inputs = Bench(SHORT, torch.device("cpu"), 0), Batch("text", {"x": torch.ones(2, 4)}, "ones")
+    with torch.enable_grad():
+        true = references(here, subject, [inputs])
+        with here.model(subject, torch.float16) as model:
+            run, seen = Candidate(here, model).run(inputs, true["text"], None)
+    assert any(one.stats.inf for one in seen if one.phase == "backward")
+    assert (run.first_failure, bool(run.loss_scales and run.loss_scales.sound)) == (None, True)
+
+
+def test_what_even_bfloat16_cannot_hold_has_no_relative_error() -> None:
+    """There is no number for it, in JSON neither: 3.4e38 is less than float32's largest and more than bfloat16's."""
+
+    def huge(dtype: torch.dtype) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8).apply(lambda layer: fill(layer, 3.4e38))).to(dtype)
+
+    subject = mock.Mock(loaded=lambda dtype, *_: nullcontext(huge(dtype)))
+    measures = replace(SHORT, backward=False)
+    here, inputs = Bench(measures, torch.device("cpu"), 0), Batch("text", {"input": torch.ones(1, 4) / 4}, "ones")
+    true = references(here, subject, [inputs])
+    beside = bfloat16(here, subject, [inputs], true)
+    with here.model(subject, torch.float16) as model:
+        run, _ = Candidate(here, model).run(inputs, true["text"], beside["text"])
+    ((module,), (kept,)) = run.modules, true["text"].kept.values()
+    assert kept.peak == pytest.approx(3.4e38)
+    assert (module.module, module.error, module.bfloat16_error) == ("0", None, None)
+
+
+def fill(layer: nn.Linear, value: float) -> None:
+    """All of its weights, and no bias."""
+    layer.weight.data.fill_(value)
+    layer.bias.data.zero_()
+
+
+def test_autocast_is_given_the_input_in_float32(
+    tmp_path: Path, answers: list[tuple[torch.dtype, torch.Tensor]]
+) -> None:
+    """As a trainer gives it."""
+    checkpoint = Case("sound", RESNET, lambda _: None).build(tmp_path / "checkpoint")
+    verified(checkpoint, modalities=("image",), backward=False, reference="none", mode="amp")
+    assert [dtype for dtype, _ in answers] == [torch.float32]
+
+
+def test_the_search_for_loss_scales_begins_where_the_reference_says(tmp_path: Path) -> None:
+    """Three passes backward: at the largest sound scale, which is not the usual one, at the next, and at 1."""
+    tensors = healthy(tiny_gemma3_config())
+    tensors["model.norm.weight"] += 50
+    _, run = verified(write(tmp_path / "checkpoint", tensors, tiny_gemma3_config()))
+    assert run.loss_scales is not None
+    tried = [trial.scale for trial in run.loss_scales.trials]
+    most = max(run.loss_scales.sound)
+    assert tried == [1.0, most, 2 * most]
+    assert most < 2.0**14
+
+
+def test_what_a_module_made_of_the_reference_is_told_for_a_calibration(whole: tuple[Report, Run], sound: Path) -> None:
+    """Its largest output, and of sequences the least mean square over the channels."""
+    words = batch(read_config(open_checkpoint(sound)), "text", SHORT.request).arguments
+    model, seen, norm = tiny_models.load(sound).model, [], "model.layers.1.post_feedforward_layernorm"
+    with watching({norm: model.get_submodule(norm)}, lambda *call: seen.append(call[-1])):
+        model(**words, use_cache=False)
+    ((true,), (told,)) = seen, (one for one in whole[1].modules if one.module == norm)
+    assert told.reference_absmax == pytest.approx(float(true.abs().max()), rel=1e-5)
+    assert told.mean_square_min == pytest.approx(float(true.square().mean(-1).min()), rel=1e-5)
+    assert told.absmax == pytest.approx(told.reference_absmax, rel=1e-2)
 
 
 def test_the_reference_is_what_plain_torch_computes(sound: Path) -> None:

@@ -142,9 +142,12 @@ class Candidate:
 
 
 def _guess(reference: Reference) -> int:
-    """The exponent of the largest loss scale at which the reference's largest gradient would fit float16."""
-    peaks = [stats.absmax or 0.0 for (phase, *_), stats in reference.figures.items() if phase == "backward"]
-    return math.floor(headroom(max(peaks, default=0.0)) or START)
+    """The exponent of the largest loss scale at which the reference's largest gradient of a parameter would fit.
+
+    What lies between is mostly smaller, and what is larger (a norm's powers, say) is computed in float32.
+    """
+    peak = max((stats.absmax or 0.0 for stats in reference.gradients.values()), default=0.0)
+    return math.floor(headroom(peak) or START)
 
 
 def _modules(comparing: Comparing, reference: Reference, beside: Bfloat16 | None) -> tuple[ModuleDrift, ...]:

@@ -137,7 +137,7 @@ def _check_guard(bench: Bench) -> None:
     """
     room = bench.spread(_dtype(bench)) if bench.measures.guard else None
     if room is not None:
-        need, there = (nbytes / (1 << 30) for nbytes in (bench.numel * _dtype(bench).itemsize, room[0]))
+        need, there = (nbytes / (1 << 30) for nbytes in (bench.numel * _dtype(bench).itemsize, min(room.values())))
         raise UsageError(
             f"--guard needs every weight on the device: they take {need:.3g} GiB, and {there:.3g} GiB may hold weights "
             "(more with --no-backward). Raise --memory-limit, run with --device cpu, or mend the weights with "

@@ -52,7 +52,7 @@ class Subject:
 
     @contextmanager
     def loaded(self, dtype: torch.dtype, device: torch.device, memory: dict[Any, Any] | None = None) -> Iterator[Any]:
-        """The model; its memory is given back at the end.
+        """The model; what one before has left in memory is freed first.
 
         Args:
             dtype: What the parameters are cast to, as transformers does it.
@@ -63,12 +63,9 @@ class Subject:
         Raises:
             CheckpointError: If transformers cannot load it, or would initialise missing tensors at random.
         """
+        machine.give_back(device)  # here, and not at the end, when whoever ran it holds it still
         model = self._load(dtype, memory)
-        try:
-            yield model if memory else model.to(device)
-        finally:
-            del model
-            machine.give_back(device)
+        yield model if memory else model.to(device)
 
     def _load(self, dtype: torch.dtype, memory: dict[Any, Any] | None) -> Any:  # noqa: ANN401
         spread: dict[str, Any] = {"device_map": "auto", "max_memory": memory} if memory else {}
@@ -91,7 +88,7 @@ class Subject:
         self._check_whole(said)
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
-        return model.eval()
+        return model  # in evaluation mode, as transformers gives it
 
     def _check_whole(self, said: Mapping[str, Any]) -> None:
         """Refuse a model of which transformers has initialised a part at random.

@@ -88,7 +88,7 @@ def room(nbytes: int, device: torch.device, limit: float | None, *, backward: bo
     give_back(device)
     free = torch.cuda.mem_get_info(device)[0]
     usable = (_ROOM_BACKWARD if backward else _ROOM) * (free if limit is None else min(free, limit * _GIB))
-    return {0: int(usable), "cpu": 1 << 50} if nbytes > usable else None
+    return {device.index: int(usable), "cpu": 1 << 50} if nbytes > usable else None
 
 
 def give_back(device: torch.device) -> None:

@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gemma_doctor.choices import Device, Modality, Mode, Reference
+from gemma_doctor.errors import UsageError
 
 __all__ = ["Measures", "Request", "untold"]
+
+_SEED_BITS = 64
+"""Of torch.manual_seed; numpy.random.default_rng takes no negative one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +21,7 @@ class Request:
     Attributes:
         length: Tokens of text in a sequence.
         size: Sequences in a batch.
-        seed: For whatever is random.
+        seed: For whatever is random; from 0 to 2**64 - 1.
         text: The user's own text file, UTF-8.
         image: The user's own picture.
         audio: The user's own sound: WAV, 16-bit, 16 kHz.
@@ -31,6 +35,15 @@ class Request:
     image: Path | None = None
     audio: Path | None = None
     side: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a seed that torch or NumPy does not take.
+
+        Raises:
+            UsageError: If it is negative, or has more than 64 bits.
+        """
+        if self.seed < 0 or self.seed.bit_length() > _SEED_BITS:
+            raise UsageError(f"--seed {self.seed}: take one from 0 to 2^{_SEED_BITS} - 1")
 
 
 @dataclass(frozen=True, slots=True)
