@@ -198,6 +198,9 @@ def learned(blocks: nn.Module, run: Callable[[torch.Tensor], torch.Tensor]) -> d
 
 
 def test_compiled(blocks: nn.Sequential) -> None:
+    """Two of them, for a compiler takes its time: one of either kind."""
+    blocks = blocks[3:]
+    assert {type(block).__name__ for block in blocks} == {"UniversalInvertedResidual", "MobileAttention"}
     wanted = learned(blocks, blocks)
     found = learned(blocks, torch.compile(blocks, backend="aot_eager", fullgraph=True))
     assert found.keys() == wanted.keys()

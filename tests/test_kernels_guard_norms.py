@@ -124,13 +124,24 @@ def test_gradients_in_float16_are_those_of_float64(peak: float) -> None:
         assert float((mine.double() - theirs).norm()) < 1.05 * float(rounding.norm())
 
 
-def test_where_nothing_asks_for_gradients_none_are_prepared() -> None:
+def test_where_nothing_asks_for_gradients_none_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = maps(1.0), torch.ones(24, dtype=torch.float16)
     form = Form(1e-6, 1, torch.float16)
     plain = rms_norm(x, weight, form)
     assert plain.grad_fn is None
     assert torch.equal(rms_norm(x, weight.requires_grad_(), form), plain)
     assert rms_norm(x, weight, form).requires_grad
+    monkeypatch.setattr(norms._RmsNorm, "apply", lambda *_: pytest.fail("prepared"))  # noqa: SLF001
+    with torch.no_grad():
+        assert torch.equal(rms_norm(x, weight, form), plain)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_gradient_of_a_frozen_weight_is_not_computed(frozen: bool) -> None:  # noqa: FBT001
+    x, weight = maps(1.0).requires_grad_(), torch.ones(24, dtype=torch.float16, requires_grad=not frozen)
+    with mock.patch.object(norms_torch, "_of_weight", wraps=norms_torch._of_weight) as computed:  # noqa: SLF001
+        rms_norm(x, weight, Form(1e-6, 1, torch.float16)).sum().backward()
+    assert computed.called is not frozen
 
 
 @pytest.mark.parametrize("peak", [65504.0, 1.0, 2.0**-10])
@@ -219,6 +230,21 @@ def test_the_fused_kernels_equal_the_plain_ones(
     if weighted:
         torch.testing.assert_close(found[1], wanted[1], rtol=4 * tolerance, atol=1e-3)
         assert norms_fused.backward(grad, operands, inverse, form, frozen=True)[1] is None
+
+
+@interpreted
+@pytest.mark.parametrize(("dtype", "out"), [(torch.float32, torch.float16), (torch.float16, torch.float32)])
+def test_the_fused_kernels_give_another_dtype_than_they_read(dtype: torch.dtype, out: torch.dtype) -> None:
+    """As between a float32 residual stream and float16 products; a value that float16 does not hold counts in full."""
+    x = maps(100.0).to(dtype)
+    if dtype == torch.float32:
+        x[0, 3, 1, 2] = 70_000.0
+    weight, form = torch.linspace(-2, 2, 24).half(), Form(1e-6, 1, out, offset=1.0)
+    found = norms_fused.normalise(Operands(x, weight, None), form)
+    assert found.dtype == out
+    torch.testing.assert_close(
+        found.double(), reference(x, weight, form, None), rtol=2.0**-11 if out == torch.float16 else 2.0**-18, atol=1e-6
+    )
 
 
 @interpreted

@@ -48,7 +48,6 @@ def backward(
     grad: torch.Tensor, operands: Operands, inverse: torch.Tensor, form: Form, *, frozen: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The gradients of x and of the weight (see :func:`.norms_torch.backward`)."""
-    frozen = frozen or operands.weight is None
     run = torch.ops.gemma_doctor.rms_norm_backward if is_watched(operands.x) else _backward
     dx, dw = run(grad, operands.x, operands.weight, operands.scale, inverse, form.dim, form.offset, form.gelu, frozen)
     return dx, dw
