@@ -337,6 +337,26 @@ def test_attention_takes_one_dtype_where_some_of_its_products_need_float32() -> 
     assert error(says(model), wanted) < 2.0**-8
 
 
+@pytest.mark.parametrize("name", ["gemma3", "gemma3n"])
+def test_an_embedding_that_leaves_float16(name: str) -> None:
+    """Its product with sqrt(16) does; the row of the padding learns nothing, as ever."""
+    model = loud(name, torch.float16)
+    guard(model)
+    embedding = model.get_input_embeddings()
+    embedding.weight.fill_(30_000.0)
+    with torch.enable_grad():
+        found = embedding(torch.tensor([embedding.padding_idx, 5]))
+        found.sum().backward()
+    assert torch.equal(found, torch.full((2, 16), 120_000.0))
+    assert [float(embedding.weight.grad[row].sum()) for row in (embedding.padding_idx, 5)] == [0.0, 64.0]
+
+
+def test_a_product_that_fits_is_one_of_float16() -> None:
+    model = loud("gemma3", torch.float16)
+    guard(model)
+    assert model.model.layers[0].self_attn.q_proj(torch.ones((1, 16))).dtype == torch.float16
+
+
 @warned
 def test_products_that_need_float32_are_found_in_wrappers_of_peft() -> None:
     factors = {"model.layers.0.self_attn.v_proj.weight": 2.0**14, "model.layers.1.mlp.up_proj.weight": 2.0**16}
