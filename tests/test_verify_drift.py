@@ -28,6 +28,13 @@ def test_equal_logits_do_not_drift() -> None:
     assert (drift(logits, logits.clone()).kl, drift(logits, logits).top1) == (0.0, 1.0)
 
 
+@given(st.integers(0, 2**32))
+def test_a_divergence_is_never_negative(seed: int) -> None:
+    """Of logits that are nearly the same, where the sum is all rounding."""
+    true = torch.randn((4, 9), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    assert (drift(true, true + 1e-15 * true.flip(0)).kl or 0) >= 0
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_have_no_divergence(value: float) -> None:
     logits = torch.randn(2, 5, 7)

@@ -61,6 +61,12 @@ def test_an_input_that_cannot_be_made_is_left_out_unless_it_was_asked_for(tmp_pa
         doctor.verify(checkpoint, replace(how, modalities=("image",)))
 
 
+def test_where_no_input_can_be_made_the_reason_is_told(tmp_path: Path) -> None:
+    checkpoint = PICTURES.build(tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match=r"lost\.png cannot be read"):
+        doctor.verify(checkpoint, replace(SHORT, request=Request(image=tmp_path / "lost.png")))
+
+
 def test_another_model_is_not_compared(sound: Path, tmp_path: Path) -> None:
     config = {**tiny_gemma3_config(), "vocab_size": 96}
     other = write(tmp_path / "other", healthy(config), config)

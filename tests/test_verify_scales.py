@@ -53,6 +53,16 @@ def test_a_wrong_guess_takes_few_more(low: int, high: int, guess: int) -> None:
     assert len(seen) == len(set(seen)) <= 15
 
 
+@given(st.integers(-5, 40), st.sampled_from([-1, LARGEST]))
+def test_where_all_or_none_overflow_few_passes_tell_it(guess: int, high: int) -> None:
+    """The steps end at the last scale that there is, whatever the guess; and 1 is tried to know of underflow."""
+    seen: list[float] = []
+    search(backward(0, high, seen), REFERENCE, guess)
+    assert len(seen) <= 7
+    beyond = guess < 0 if high < 0 else guess > LARGEST
+    assert not beyond or len(seen) <= 2
+
+
 def test_scales_from_1_to_2_to_the_24_are_tried() -> None:
     assert search(backward(0, 99), REFERENCE).sound[-1] == 2.0**24
     assert search(backward(99, 99), REFERENCE).trials[0].scale == 1
@@ -107,6 +117,11 @@ def test_the_parameters_whose_gradients_decide_are_counted() -> None:
 def test_gradients_that_are_broken_in_the_reference_do_not_count() -> None:
     broken = {"layer.weight": TensorStats(count=100, nan=1)}
     assert search(backward(0, -1), broken).room == LARGEST
+
+
+def test_a_gradient_that_is_zero_in_the_reference_cannot_vanish() -> None:
+    zero = {"layer.weight": TensorStats(count=100, zeros=100)}
+    assert tried(lambda _: zero, zero, 1.0).trials[0].outcome == "sound"
 
 
 @given(st.integers(0, LARGEST))

@@ -109,8 +109,6 @@ def _last(holds: Callable[[int], bool], guess: int) -> int | None:
         else:
             high, at = at, max(at - stride, 0)
         stride *= 2
-        if low >= 0 and high <= LARGEST:
-            break
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
