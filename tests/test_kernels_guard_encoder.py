@@ -137,7 +137,10 @@ def test_every_convolution_and_norm_is_guarded_and_reported() -> None:
     scaled = {name for name in convs if named[name].exponent}
     assert {"msfa.ffn.pw_proj.conv", "blocks.2.30.pw_exp.conv", "blocks.2.32.pw_exp.conv"} <= scaled
     assert len(scaled) < 10
-    assert f"{len(norms)}  norm of maps in float32" in str(found)
+    said = [line.strip() for line in str(found).splitlines()]
+    assert f"{len(norms)}  norm of maps in float32" in said
+    assert f"150  convolution before a norm ({len(scaled)} of them scaled down)" in said
+    assert f"{len(convs) - 150}  projection of an attention" in said
 
 
 def test_state_and_bits_come_back() -> None:
