@@ -21,7 +21,7 @@ from gemma_doctor.kernels.guards import encoder
 from gemma_doctor.kernels.guards.convolutions import RowScale, convolve, in_float32
 from gemma_doctor.kernels.guards.planning import Site
 from gemma_doctor.kernels.guards.replacements import is_guarded
-from gemma_doctor.kernels.guards.scaling import row_bounds
+from gemma_doctor.kernels.guards.scaling import ROOM, exponents, row_bounds
 from gemma_doctor.tensors import FP16_MAX
 
 CHANNELS = 16
@@ -165,6 +165,16 @@ def test_shrunk_values_are_as_large_as_their_own_norm_lets_them() -> None:
     block: Any = made("attention, smaller keys").eval()
     block.attn.value.norm.weight.data *= 2.0**12
     assert within_its_bound(block)
+
+
+def test_an_output_is_scaled_by_what_scaled_values_may_be() -> None:
+    """And not by what they were, which would cost small outputs their bits."""
+    block: Any = made("attention").eval()
+    block.attn.value.proj.weight.data *= 2.0**16
+    found = {replacement.name: replacement.exponent for replacement in guard(block).replaced}
+    needed = exponents(row_bounds(block.attn.output.proj.weight, ROOM))
+    assert found["attn.value.proj"] > 0
+    assert 0 < found["attn.output.proj"] <= int(needed.max())
 
 
 def test_a_norm_that_somebody_wraps_later_is_called_as_a_module() -> None:
