@@ -5,9 +5,9 @@ Usage: python benchmarks/gpu_trace.py [--json FILE] [--only WORD] [--profile]
 Prints a Markdown table: the step as it is, the same under a dispatch mode that does nothing, under one that views pass
 by, with every operation measured and the first that is not finite looked for (recorded in Python, and as `verify` does
 it; both must say the same), and with a hook on every module that asks for isinf of its output and waits for the answer,
-as scripts do (forward only: hooks see nothing of the backward pass). Times are medians of three after one that warms
-up; weights are random. ``--only`` takes the rows whose name holds the word. ``--profile`` prints for each row instead
-where a traced step's time goes, beside the plain one's.
+as scripts do (forward only: hooks see nothing of the backward pass). Times are medians of five after one that warms
+up, in turns: the host's pace changes by a third within a minute. Weights are random. ``--only`` takes the rows whose
+name holds the word. ``--profile`` prints for each row instead where a traced step's time goes, beside the plain one's.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.tracing import Trace
 
 LOSS_SCALE = 1024.0
+ROUNDS = 5
 TOKENS, LONG = (512, 2048, 4096), 8192
 DEVICE = torch.device("cuda", 0)
 
@@ -234,21 +235,17 @@ class Steps:
 
 
 def _row(what: str, steps: Steps) -> Row:
-    times: dict[str, float] = {}
-    peaks: dict[str, int] = {}
     steps.compare()
-    ways = (
-        steps.plain,
-        steps.empty,
-        steps.passing,
-        steps.python,
-        steps.plain_forward,
-        steps.traced_forward,
-        steps.hooked_forward,
-    )
-    for run in (*ways, steps.traced):
-        times[run.__name__], peaks[run.__name__] = _measured(run)
-    return Row(what, **times, outputs=steps.outputs, plain_peak=peaks["plain"], traced_peak=peaks["traced"])
+    ways = (steps.plain, steps.empty, steps.passing, steps.python, steps.traced)
+    runs = (*ways, steps.plain_forward, steps.traced_forward, steps.hooked_forward)
+    times: dict[str, list[float]] = {run.__name__: [] for run in runs}
+    peaks: dict[str, int] = {}
+    for _ in range(1 + ROUNDS):
+        for run in runs:
+            seconds, peaks[run.__name__] = _measured(run)
+            times[run.__name__].append(seconds)
+    medians = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+    return Row(what, **medians, outputs=steps.outputs, plain_peak=peaks["plain"], traced_peak=peaks["traced"])
 
 
 @contextmanager
@@ -269,17 +266,13 @@ def _hooks(model: nn.Module) -> Iterator[None]:
 
 
 def _measured(run: Callable[[], None]) -> tuple[float, int]:
-    """Median of three in seconds, and the largest memory in bytes."""
-    run()
+    """Seconds, and the largest memory in bytes."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times), torch.cuda.max_memory_allocated()
+    started = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started, torch.cuda.max_memory_allocated()
 
 
 if __name__ == "__main__":

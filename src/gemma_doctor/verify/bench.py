@@ -67,6 +67,11 @@ class Bench:
         limit, backward = self.measures.memory_limit, self.measures.backward
         return machine.room(self.numel * dtype.itemsize, self.device, limit, backward=backward)
 
+    def prepare(self) -> None:
+        """Have what traces on a GPU need compiled beside the runs that come before them."""
+        if self.device.type == "cuda":
+            native.building()
+
     def trace(self, places: Places) -> Trace:
         """A trace of a model that runs here."""
         waiting = machine.waiting(self.device)

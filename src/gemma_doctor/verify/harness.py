@@ -77,6 +77,7 @@ def verify(
     other: dict[Modality, Tensor] = {}
     with machine.without_tf32(measures.request.seed), machine.limited(bench.device, measures.memory_limit):
         _check_guard(bench)
+        bench.prepare()
         if measures.reference == "float32":
             true = reference.references(bench, subject, batches)
             beside = reference.bfloat16(bench, subject, batches, true)

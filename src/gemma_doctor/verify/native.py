@@ -17,13 +17,13 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -62,12 +62,11 @@ class NativeRecording:
     def __init__(self, module: Any, places: Places, waiting: int) -> None:  # noqa: ANN401  # compiled
         self._module = module
         self._places = places
-        self._launched: list[tuple[int, outputs.Launched]] = []
-        owners = [(tensor, name) for owner, name in places.names.items() for tensor in owner.parameters(recurse=False)]
-        device = owners[0][0].device if owners else torch.device("cpu")
-        told = (_learn, self._measure, self._scan)
+        self._launched: list[_Measured] = []
+        device = places.owners[0][0].device if places.owners else torch.device("cpu")
+        told = (_learn, *_measuring(self._launched))
         self._recorder = module.Recorder(
-            places.storages, owners, BATCH, waiting, *told, list(outputs.in_place_dtypes(device)), device
+            places.storages, places.owners, BATCH, waiting, *told, list(outputs.in_place_dtypes(device)), device
         )
 
     @contextmanager
@@ -106,11 +105,24 @@ class NativeRecording:
         starts, launched = tuple(start for start, _ in measured), tuple(one for _, one in measured)
         return Events(partial(_log, self._recorder.columns()), self._places.marks.found, launched, starts)
 
-    def _measure(self, start: int, tensors: list[Tensor]) -> None:
-        self._launched.append((start, outputs.launch(tensors)))
 
-    def _scan(self, start: int, where: Tensor, device: torch.device) -> None:
-        self._launched.append((start, outputs.launch_in_place(where.numpy(), device)))
+_Measured: TypeAlias = "tuple[int, outputs.Launched]"
+"""The first step of a batch, and its measurement."""
+
+
+def _measuring(launched: list[_Measured]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """What C++ calls to have a batch measured: by its tensors, or by where these lie.
+
+    No methods: Python's garbage collector sees no circle that goes through C++, and would never free the model.
+    """
+
+    def measure(start: int, tensors: list[Tensor]) -> None:
+        launched.append((start, outputs.launch(tensors)))
+
+    def scan(start: int, where: Tensor, device: torch.device) -> None:
+        launched.append((start, outputs.launch_in_place(where.numpy(), device)))
+
+    return measure, scan
 
 
 def _learn(name: str, overload: str) -> tuple[str, list[int], list[int], list[int], bool, bool, bool]:
@@ -158,13 +170,13 @@ def _built() -> Any | None:  # noqa: ANN401  # a compiled module
     command = _command()
     if command is None:
         return None
-    known = hashlib.sha256("\0".join([*command, torch.__version__, sys.version, _SOURCE.read_text()]).encode())
-    target = _cache() / f"{_NAME}-{known.hexdigest()[:16]}{sysconfig.get_config_var('EXT_SUFFIX')}"
     try:
+        known = hashlib.sha256("\0".join([*command, torch.__version__, sys.version, _SOURCE.read_text()]).encode())
+        target = _cache() / f"{_NAME}-{known.hexdigest()[:16]}{sysconfig.get_config_var('EXT_SUFFIX')}"
         if not target.exists():
             _compile(command, target)
         return _loaded(target)
-    except (OSError, ImportError, subprocess.CalledProcessError) as error:
+    except (OSError, ImportError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home
         said = error.stderr.strip().splitlines() if isinstance(error, subprocess.CalledProcessError) else [str(error)]
         logging.getLogger(__name__).warning(
             "the trace runs in Python, more slowly: %s could not be compiled (%s)", _SOURCE, *said[:1]

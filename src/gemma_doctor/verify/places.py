@@ -66,6 +66,7 @@ class Places:
         names: Each module's name in the model; empty for the model itself.
         parameters: Each parameter's and buffer's name, by its identity.
         storages: The same, by the address of its memory: views of a parameter have that address too.
+        owners: Each parameter, with the name of the module that it belongs to.
         ordinary: Whether all of them are ordinary tensors, which have no answer of their own to operations.
         offloaded: The weights that have memory only while they are used; None where all have.
         marks: What tells the module of a node of the backward pass.
@@ -74,6 +75,7 @@ class Places:
     names: dict[nn.Module, str]
     parameters: dict[int, str]
     storages: dict[int, str]
+    owners: list[tuple[nn.Parameter, str]]
     ordinary: bool = True
     offloaded: Streamed | None = None
     marks: Marks = field(default_factory=Marks)
@@ -89,6 +91,7 @@ class Places:
             names={module: name for name, module in model.named_modules()},
             parameters={id(tensor): name for name, tensor in tensors},
             storages={address(tensor): name for name, tensor in tensors if not tensor.is_meta},
+            owners=[(parameter, name.rpartition(".")[0]) for name, parameter in model.named_parameters()],
             ordinary=ordinary(tensor for _, tensor in tensors),
             offloaded=streamed(model),
         )

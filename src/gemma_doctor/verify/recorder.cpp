@@ -72,6 +72,11 @@ std::uintptr_t address(const at::Tensor& tensor) {
   return tensor.has_storage() ? reinterpret_cast<std::uintptr_t>(tensor.storage().data()) : 0;
 }
 
+// The same memory in a tensor of its own: autograd looks at how many hold a gradient, and copies what others hold too.
+at::Tensor sharing(const at::Tensor& tensor) {
+  return at::Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(0), false));
+}
+
 // Whether it is a number in a tensor's clothes: x + 1 is an addition of two tensors, for which Python sees the number.
 bool is_number(const at::Tensor& tensor) { return tensor.unsafeGetTensorImpl()->is_wrapped_number(); }
 
@@ -135,7 +140,8 @@ class Recorder {
     }
     modules_.number("");
     for (const auto& [place, name] : origins) origins_[place] = UNKNOWN - 1 - parameters_.number(name);
-    for (const auto& [tensor, module] : owners) owners_.try_emplace(tensor.unsafeGetTensorImpl(), modules_.number(module));
+    for (const auto& [tensor, module] : owners)
+      owners_.try_emplace(tensor.unsafeGetTensorImpl(), modules_.number(module));
   }
 
   // From now on this module runs; none is entered where it is the whole model.
@@ -325,7 +331,7 @@ class Recorder {
       ends_.push_back(static_cast<std::int64_t>(noted_.size()));
       if (unbounded) unbounded_.push_back(step);
       kinds_of_.push_back(kind(output));
-      pending_.push_back(output);
+      pending_.push_back(sharing(output));
       bytes_ += output.nbytes();
       full = bytes_ >= waiting_ || pending_.size() >= batch_;
     }
@@ -356,7 +362,8 @@ class Recorder {
         learn_(handle.operator_name().name, handle.operator_name().overload_name)
             .cast<std::tuple<std::string, Places, Places, Places, bool, bool, bool>>();
     const std::lock_guard<std::mutex> lock(mutex_);
-    return known_.try_emplace(place, Operation{names_.number(name), made, besides, written, initialises, silent, numbers})
+    return known_
+        .try_emplace(place, Operation{names_.number(name), made, besides, written, initialises, silent, numbers})
         .first->second;
   }
 
@@ -440,12 +447,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("sources", &Recorder::sources)
       .def("spare", &Recorder::spare)
       .def("forget", &Recorder::forget)
-      .def("note", py::overload_cast<const at::Tensor&, const std::string&, bool, const Numbers&, bool>(&Recorder::note))
+      .def("note",
+           py::overload_cast<const at::Tensor&, const std::string&, bool, const Numbers&, bool>(&Recorder::note))
       .def("flush", &Recorder::flush, py::call_guard<py::gil_scoped_release>())
       .def("columns", &Recorder::columns);
   py::class_<Installed>(module, "Installed")
       .def(py::init<Recorder&, const py::object&, const std::unordered_set<std::string>&,
-                    const std::unordered_set<std::string>&>(), py::keep_alive<1, 2>(),
-           py::keep_alive<1, 3>())
+                    const std::unordered_set<std::string>&>(),
+           py::keep_alive<1, 2>(), py::keep_alive<1, 3>())
       .def("end", &Installed::end);
 }

@@ -102,7 +102,7 @@ class Recording:
         log.ends.append(len(log.origins))
         if unbounded:
             log.unbounded.add(step)
-        self._pending.append(output)
+        self._pending.append(output.detach())  # autograd looks at how many hold a gradient, and copies what others do
         self._bytes += size
         if self._bytes >= self._waiting or len(self._pending) >= BATCH:
             self._flush()
