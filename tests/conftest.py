@@ -27,6 +27,7 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time, and models so small that threads mostly wait
 for _name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
     os.environ.pop(_name, None)
 

@@ -31,7 +31,7 @@ def commands() -> list[str]:
 def test_the_readme_has_one_command_to_try_and_one_to_test() -> None:
     demo, tests = commands()
     assert demo.endswith("gemma-doctor demo")
-    assert tests.endswith("pytest")
+    assert tests.endswith("/pytest -n 2 --dist loadfile")
 
 
 def test_ci_runs_the_readme_commands_word_for_word() -> None:
