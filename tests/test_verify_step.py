@@ -56,6 +56,15 @@ def test_a_sound_float16_output_has_a_finite_loss() -> None:
     assert step.loss.tolist() == 90_000
 
 
+def test_autocast_multiplies_in_float16() -> None:
+    product = {"input": torch.full((1, 2), 0.1)}
+    layer = nn.Linear(2, 1)
+    assert [forward(layer, product, CPU, amp=amp).logits.dtype for amp in (True, False)] == [
+        torch.float16,
+        torch.float32,
+    ]
+
+
 def test_no_cache_is_made_where_a_model_is_trained() -> None:
     words = {"input_ids": torch.ones(1, 2), "labels": torch.ones(1, 2)}
     forward(trained := Answering((SEEN,)), words, CPU, amp=False)
