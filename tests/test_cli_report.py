@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from command import call
 from sample_reports import PUBLISHED, finding, report, tensor
 from sample_verifications import verified
 
-from gemma_doctor.records import Coverage, Report, Skipped
+from gemma_doctor.records import Coverage, Finding, Repair, Report, Skipped
 from gemma_doctor.reports.machine import to_json
 
 SICK = report([finding(), finding("GD104", "warning", PUBLISHED[0].info.name, "Outputs can pass 256.")], PUBLISHED)
@@ -82,6 +83,22 @@ def test_a_page_holds_the_pages_of_the_rules(tmp_path: Path) -> None:
 def test_a_saved_verification_is_shown_again(tmp_path: Path) -> None:
     done = call("report", *save(tmp_path, [verified()]), "--html", "-")
     assert "First failing operation" in done.out
+
+
+def test_a_saved_verification_is_mended_by_what_is_measured_again(tmp_path: Path) -> None:
+    """A repair without a trace of the same inputs need not mend what a run found."""
+    found = Finding("GD402", "fp16-backward-overflow", "error", "sick", repair=Repair("rescale-conv", "eps"))
+    sick = replace(verified(), findings=(found,))
+    assert sick.verification is not None
+    how = replace(sick.verification, mode="amp", backward=False, runs=sick.verification.runs[:1])
+    done = call("report", *save(tmp_path, [replace(sick, verification=how)]))
+    source = shlex.quote(sick.source.uri)
+    assert [line.strip().partition("  #")[0] for line in done.out.splitlines()[-4:]] == [
+        "gemma-doctor rule GD402",
+        f"gemma-doctor verify {source} --modality text --no-backward --trace trace.json",
+        f"gemma-doctor repair {source} --output mended --calibration trace.json",
+        f"gemma-doctor verify mended --modality text --mode amp --no-backward --freeze 'tower.*' --against {source}",
+    ], done.err
 
 
 def test_three_reports_are_refused(tmp_path: Path) -> None:

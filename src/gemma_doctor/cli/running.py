@@ -10,16 +10,22 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from gemma_doctor.choices import MODES
+
 if TYPE_CHECKING:
     from gemma_doctor.catalog import AnyRule
     from gemma_doctor.cli.options import Remote
     from gemma_doctor.doctor import Options, Progress
     from gemma_doctor.records import Report
+    from gemma_doctor.verifications import Verification
 
-__all__ = ["MENDED", "applied", "examine", "given", "next_commands", "progress", "spelled", "steps"]
+__all__ = ["MENDED", "after_run", "applied", "examine", "given", "next_commands", "progress", "spelled", "steps"]
 
 MENDED = "mended"
 """What examples call the output of a repair."""
+
+_TRACE = "trace.json"
+"""What they call a trace."""
 
 
 def examine(
@@ -91,8 +97,43 @@ def spelled(*words: str) -> str:
     return shlex.join(("gemma-doctor", *words))
 
 
+def after_run(
+    report: Report, source: str, tracing: Sequence[str], again: Sequence[str], trace: str | None = None
+) -> Iterator[tuple[str, str]]:
+    """What to do after a verification that found something, and what each command is for.
+
+    Args:
+        report: The report.
+        source: SOURCE as the user gave it.
+        tracing: Options that give the model the same inputs, to trace them.
+        again: Options that run a mended copy as this one was run.
+        trace: Where the trace is, if it has been written.
+    """
+    yield spelled("rule", report.findings[0].rule), "what it means and how to mend it"
+    mends = dict.fromkeys(finding.repair.pass_name for finding in report.findings if finding.repair)
+    if not mends:
+        return
+    if trace is None:
+        yield (
+            spelled("verify", source, *tracing, "--no-backward", "--trace", _TRACE),
+            "measure what the repair is to fit",
+        )
+    calibration = ("--calibration", trace or _TRACE)
+    yield spelled("repair", source, "--output", MENDED, *calibration), f"mend it ({', '.join(mends)})"
+    yield spelled("verify", MENDED, *again, "--against", source), "see that it is mended"
+
+
+def _told(verification: Verification) -> tuple[list[str], list[str]]:
+    """The options of a saved verification, as far as it tells: to trace the same, and to run the same again."""
+    inputs = [word for run in verification.runs for word in ("--modality", run.modality)]
+    manner = [] if verification.mode == MODES[0] else ["--mode", verification.mode]
+    manner += [] if verification.backward else ["--no-backward"]
+    manner += [word for glob in verification.frozen for word in ("--freeze", glob)]
+    return inputs, [*inputs, *manner]
+
+
 def next_commands(report: Report, source: str, *, numbers: bool = True) -> Iterator[tuple[str, str]]:
-    """What to do after a scan that found something, and what each command is for.
+    """What to do after a scan, or a saved verification, that found something, and what each command is for.
 
     Args:
         report: The report.
@@ -102,6 +143,9 @@ def next_commands(report: Report, source: str, *, numbers: bool = True) -> Itera
     from gemma_doctor.reports.digest import groups
 
     if not report.findings:
+        return
+    if report.verification is not None:
+        yield from after_run(report, source, *_told(report.verification))
         return
     yield spelled("rule", groups(report.findings)[0][0].rule), "what it means and how to mend it"
     repairs = [finding.repair.exactness for finding in report.findings if finding.repair]

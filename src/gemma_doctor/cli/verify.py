@@ -16,7 +16,7 @@ from gemma_doctor.cli.frame import OUTPUT, RUNNING, WHAT, Words, choice, option
 from gemma_doctor.cli.groups import grouped
 from gemma_doctor.cli.options import BaselineFile, Ignore, Quiet, Remote, Select, Verdict, Wanted
 from gemma_doctor.cli.outputs import Outputs, Telling, write_all
-from gemma_doctor.cli.running import MENDED, applied, given, spelled, steps
+from gemma_doctor.cli.running import after_run, applied, given, spelled, steps
 from gemma_doctor.errors import UsageError
 from gemma_doctor.reports.documents import STDOUT, write
 from gemma_doctor.verify.measures import Measures, Request
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from gemma_doctor.records import Report
 
 __all__ = ["EPILOG", "command"]
-
-_TRACE = "trace.json"
-"""What examples call a trace."""
 
 EPILOG = """Examples:
 
@@ -223,20 +220,7 @@ def _next(
     """
     if not report.findings:
         return ()
-    rule = (spelled("rule", report.findings[0].rule), "what it means and how to mend it")
-    mends = dict.fromkeys(finding.repair.pass_name for finding in report.findings if finding.repair)
-    if not mends:
-        return (rule,)
     there = trace if trace not in {None, STDOUT} else None
-    forward = Manner(device=manner.device, no_backward=True, memory_limit=manner.memory_limit)
-    again = replace(manner, against=source)
-    tracing = spelled("verify", source, *given(inputs), *given(forward), "--trace", _TRACE)
-    return (
-        rule,
-        *(() if there else ((tracing, "measure what the repair is to fit"),)),
-        (
-            spelled("repair", source, "--output", MENDED, "--calibration", there or _TRACE),
-            f"mend it ({', '.join(mends)})",
-        ),
-        (spelled("verify", MENDED, *given(inputs), *given(again)), "see that it is mended"),
-    )
+    forward = given(Manner(device=manner.device, memory_limit=manner.memory_limit))
+    same = given(replace(manner, against=None))
+    return tuple(after_run(report, source, [*given(inputs), *forward], [*given(inputs), *same], there))
