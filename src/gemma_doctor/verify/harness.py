@@ -19,6 +19,7 @@ from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.drift import drift
 from gemma_doctor.verify.float16 import Candidate
 from gemma_doctor.verify.guardable import check_known
+from gemma_doctor.verify.host import check_host
 from gemma_doctor.verify.inputs import Batch, batch, check_used
 from gemma_doctor.verify.loading import Subject, quiet, read_config
 from gemma_doctor.verify.measures import Measures
@@ -69,6 +70,9 @@ def verify(
     subject, second = read_config(checkpoint), None if against is None else read_config(against)
     if measures.guard:
         check_known(subject)
+    for opened in (checkpoint, against):
+        if opened is not None:
+            check_host(opened, measures)
     numel = sum(tensor.numel for tensor in checkpoint.tensors.values())
     bench = Bench(measures, machine.find(measures.device), numel, step)
     batches, skipped = _batches(subject, measures)
