@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from guarded import Infinities, error, gradients, tower
 from timm.layers import BatchNormAct2d, BlurPool2d, ConvNormAct, DropPath, GELUTanh, RmsNormAct2d, SqueezeExcite
 from timm.models._efficientnet_blocks import EdgeResidual, MobileAttention, UniversalInvertedResidual
 from torch import nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gemma_doctor.kernels import guard, unguard
@@ -175,6 +177,17 @@ def test_an_output_is_scaled_by_what_scaled_values_may_be() -> None:
     needed = exponents(row_bounds(block.attn.output.proj.weight, ROOM))
     assert found["attn.value.proj"] > 0
     assert 0 < found["attn.output.proj"] <= int(needed.max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_an_attention_drops_products_in_training_alone(dtype: torch.dtype) -> None:
+    block = partial(attention, attn_drop=0.5)().to(dtype)
+    guard(block)
+    whole = functional.scaled_dot_product_attention
+    with torch.no_grad(), mock.patch.object(functional, whole.__name__, side_effect=whole) as mixed:
+        block.train()(image(1.0).to(dtype))
+        block.eval()(image(1.0).to(dtype))
+    assert [call.kwargs["dropout_p"] for call in mixed.call_args_list] == [0.5, 0.0]
 
 
 def test_a_norm_that_somebody_wraps_later_is_called_as_a_module() -> None:
