@@ -130,6 +130,20 @@ def out_of_memory(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError
 
 
+@pytest.mark.parametrize("error", [TypeError, ValueError, KeyError, AttributeError, RuntimeError])
+def test_an_input_that_a_model_does_not_take_is_told(
+    sound: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Whatever its code raises."""
+
+    def raising(*_: object, **__: object) -> None:
+        raise error("no such input")
+
+    monkeypatch.setattr(transformers.Gemma3ForCausalLM, "forward", raising)
+    with pytest.raises(UsageError, match=r"Gemma3ForCausalLM cannot be run with 1 x 8 tokens.*: .?no such input"):
+        doctor.verify(sound, FORWARD)
+
+
 @pytest.mark.parametrize("method", ["from_pretrained", "forward"])
 def test_memory_that_does_not_suffice_is_told_with_the_next_step(
     sound: Path, monkeypatch: pytest.MonkeyPatch, method: str
