@@ -179,6 +179,19 @@ def test_an_output_is_scaled_by_what_scaled_values_may_be() -> None:
     assert 0 < found["attn.output.proj"] <= int(needed.max())
 
 
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_an_attention_of_which_peft_wraps_one_projection(name: str) -> None:
+    """It gives float32 then, and the others float16."""
+    from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415  # seconds
+
+    block, x = made("attention").eval().half(), image(1.0).half()
+    guard(block)
+    with torch.no_grad():
+        wanted = block(x)
+        inject_adapter_in_model(LoraConfig(r=2, target_modules=[f"attn.{name}.proj"]), block)
+        assert error(block(x), wanted) < 2.0**-8
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_an_attention_drops_products_in_training_alone(dtype: torch.dtype) -> None:
     block = partial(attention, attn_drop=0.5)().to(dtype)
