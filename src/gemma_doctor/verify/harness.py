@@ -79,7 +79,8 @@ def verify(
     true: dict[Modality, Reference] = {}
     beside: dict[Modality, Bfloat16] = {}
     other: dict[Modality, Tensor] = {}
-    with machine.without_tf32(measures.request.seed), machine.limited(bench.device, measures.memory_limit):
+    limited = machine.limited(bench.device, measures.memory_limit, backward=measures.backward)
+    with machine.without_tf32(measures.request.seed), limited:
         _check_guard(bench)
         bench.prepare()
         if measures.reference == "float32":
@@ -143,9 +144,10 @@ def _check_guard(bench: Bench) -> None:
     room = bench.spread(_dtype(bench)) if bench.measures.guard else None
     if room is not None:
         need, there = (nbytes / (1 << 30) for nbytes in (bench.numel * _dtype(bench).itemsize, min(room.values())))
+        more = " (more with --no-backward)" if bench.measures.backward else ""
         raise UsageError(
-            f"--guard needs every weight on the device: they take {need:.3g} GiB, and {there:.3g} GiB may hold weights "
-            "(more with --no-backward). Raise --memory-limit, run with --device cpu, or mend the weights with "
+            f"--guard needs every weight on the device: they take {need:.3g} GiB, and {there:.3g} GiB may hold "
+            f"weights{more}. Raise --memory-limit, run with --device cpu, or mend the weights with "
             "`gemma-doctor repair` and verify the copy without --guard"
         )
 

@@ -107,8 +107,13 @@ def waiting(device: torch.device) -> int:
 
 
 @contextmanager
-def limited(device: torch.device, limit: float | None) -> Iterator[None]:
+def limited(device: torch.device, limit: float | None, *, backward: bool) -> Iterator[None]:
     """While it lasts, tensors may take so many GiB; what goes beyond is a clear error.
+
+    Args:
+        device: Where the tensors are.
+        limit: Their GiB; None for all that the device has.
+        backward: Whether the backward pass is run, and could be left out.
 
     Raises:
         UsageError: If the device's memory did not suffice.
@@ -121,10 +126,10 @@ def limited(device: torch.device, limit: float | None) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         size = f"{limit:g} GiB (--memory-limit)" if limit else "the memory of this device"
+        less = "leave the backward pass out with --no-backward (or keep less for it with --gradient-checkpointing), "
         raise UsageError(
-            f"the run does not fit into {size}: shorten it with --seq-len or --image-size, leave the backward pass out "
-            "with --no-backward (or keep less for it with --gradient-checkpointing), or leave the reference out with "
-            "--reference none"
+            f"the run does not fit into {size}: shorten it with --seq-len or --image-size, {less if backward else ''}"
+            "or leave the reference out with --reference none"
         ) from error
     finally:
         if whole:
