@@ -44,6 +44,9 @@ _NAME = "recorder"
 _UNKNOWN = -1
 """Origins from here on are steps; this is one that nobody measured, and those below are parameters."""
 
+_PATIENCE = 300.0
+"""Seconds after which a compiler is given up."""
+
 _installing = Lock()
 
 _met: set[str] = set()
@@ -71,14 +74,15 @@ class NativeRecording:
 
     @contextmanager
     def below(self, trace: object) -> Iterator[None]:
-        """See :class:`.recording.Recorder`. One at a time in a process, and none where another mode is entered."""
-        if torch._C._len_torch_dispatch_stack() or not _installing.acquire(blocking=False):  # noqa: SLF001  # as passing.py
-            yield
-            return
+        """See :class:`.recording.Recorder`. One at a time in a process, and none where another mode is entered.
+
+        Where it is none, all operations reach the trace, and C++ must know the running module all the same.
+        """
         with ExitStack() as around:
-            around.callback(_installing.release)
             around.enter_context(self._places.telling(self._recorder.runs))
-            around.callback(self._module.Installed(self._recorder, trace, {*VIEWS}, _met).end)
+            if not torch._C._len_torch_dispatch_stack() and _installing.acquire(blocking=False):  # noqa: SLF001  # as passing.py
+                around.callback(_installing.release)
+                around.callback(self._module.Installed(self._recorder, trace, {*VIEWS}, _met).end)
             yield
 
     def sources(self, values: Iterable[object]) -> list[Origin]:
@@ -167,21 +171,32 @@ def building() -> Future[Any | None]:
 
 
 def _built() -> Any | None:  # noqa: ANN401  # a compiled module
-    command = _command()
-    if command is None:
-        return None
     try:
+        command = _command()
+        if command is None:
+            return None
         known = hashlib.sha256("\0".join([*command, torch.__version__, sys.version, _SOURCE.read_text()]).encode())
         target = _cache() / f"{_NAME}-{known.hexdigest()[:16]}{sysconfig.get_config_var('EXT_SUFFIX')}"
         if not target.exists():
             _compile(command, target)
         return _loaded(target)
-    except (OSError, ImportError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home
-        said = error.stderr.strip().splitlines() if isinstance(error, subprocess.CalledProcessError) else [str(error)]
+    except (OSError, ImportError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+        # RuntimeError: no home; ImportError: no setuptools, which torch imports; ValueError: quotes in CXX
         logging.getLogger(__name__).warning(
-            "the trace runs in Python, more slowly: %s could not be compiled (%s)", _SOURCE, *said[:1]
+            "the trace runs in Python, more slowly: %s could not be compiled (%s)", _SOURCE, _why(error)
         )
         return None
+
+
+def _why(error: Exception) -> str:
+    """What went wrong, in a line: of a compiler's the first that tells of an error, for its first says where it was."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"not done after {error.timeout:.0f} seconds"
+    if not isinstance(error, subprocess.CalledProcessError):
+        return str(error)
+    said = [line for line in error.stderr.splitlines() if line.strip()]
+    telling = [line for line in said if "error" in line]
+    return next(iter(telling or said), f"{error.cmd[0]} ended with status {error.returncode}")
 
 
 def _cache() -> Path:
@@ -191,7 +206,7 @@ def _cache() -> Path:
 
 def _command() -> list[str] | None:
     """How to compile, but for the file names; None without a compiler."""
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     if shutil.which(compiler[0]) is None:
         return None
     from torch.utils import cpp_extension  # noqa: PLC0415  # takes a while to import
@@ -214,7 +229,9 @@ def _compile(command: list[str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)  # noqa: S603
+        subprocess.run(  # noqa: S603
+            [*command, "-o", str(made)], check=True, capture_output=True, text=True, errors="replace", timeout=_PATIENCE
+        )
         made.replace(target)
 
 

@@ -1,6 +1,6 @@
 // What tracing.py does for each operation, below Python: torch's table of operators is given this kernel in the place
-// where it would call a dispatch mode. Only operations that another mode must see, or that do not come from aten, still
-// go through Python. native.py compiles this file and says when.
+// where it would call a dispatch mode. Only operations that another mode or a tensor's class must see, or that do not
+// come from aten, still go through Python. native.py compiles this file and says when.
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
@@ -93,7 +93,7 @@ void tensors_in(const c10::IValue& value, Visit visit) {
 bool is_unbounded(const c10::IValue& value) {
   if (value.isDouble()) return !std::isfinite(value.toDouble());
   const bool number = value.isTensor() && value.toTensor().defined() && is_number(value.toTensor());
-  return number && value.toTensor().scalar_type() == at::kDouble &&
+  return number && value.toTensor().is_cpu() && value.toTensor().scalar_type() == at::kDouble &&
          !std::isfinite(*value.toTensor().const_data_ptr<double>());
 }
 
@@ -112,6 +112,16 @@ struct Before {
     return std::lexicographical_compare(x.second.begin(), x.second.end(), y.second.begin(), y.second.end());
   }
 };
+
+// Whether a tensor that an operation is given is of a class that has an answer of its own, as in ordinary() of
+// passing.py.
+bool is_answered(const c10::OperatorHandle& handle, const torch::jit::Stack& stack) {
+  bool found = false;
+  for (const c10::IValue& value : torch::jit::last(stack, handle.schema().arguments().size())) {
+    tensors_in(value, [&](const at::Tensor& tensor) { found |= tensor.key_set().has(c10::DispatchKey::Python); });
+  }
+  return found;
+}
 
 // What one trace has noted. Whoever holds its lock calls nothing that could wait for Python's: to run an operation, to
 // destroy a tensor.
@@ -311,14 +321,12 @@ class Recorder {
   void note(const at::Tensor& output, std::int64_t name, bool initialises, const Numbers& sources, bool unbounded) {
     const std::uintptr_t memory = address(output);
     const bool measured = initialises && memory != 0 && output.is_floating_point() && output.numel() > 0;
+    if (!measured) return forget(output);
+    at::Tensor kept = sharing(output);  // which may ask another mode, in Python
     bool full = false;
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      if (!measured) {
-        origins_.erase(memory);
-        return;
-      }
-      if (!pending_.empty() && pending_.front().device() != output.device()) {  // a batch is of one device
+      while (!pending_.empty() && pending_.front().device() != output.device()) {  // a batch is of one device
         lock.unlock();
         flush();
         lock.lock();
@@ -331,7 +339,7 @@ class Recorder {
       ends_.push_back(static_cast<std::int64_t>(noted_.size()));
       if (unbounded) unbounded_.push_back(step);
       kinds_of_.push_back(kind(output));
-      pending_.push_back(sharing(output));
+      pending_.push_back(std::move(kept));
       bytes_ += output.nbytes();
       full = bytes_ >= waiting_ || pending_.size() >= batch_;
     }
@@ -393,7 +401,8 @@ PyObject* trace = nullptr;
 void traced(const c10::OperatorHandle& handle, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const c10::impl::ExcludeDispatchKeyGuard done(BEFORE);
   const auto modes = c10::impl::TorchDispatchModeTLS::stack_len();
-  if (modes == 1 && c10::impl::TorchDispatchModeTLS::get_stack_at(0)->ptr(getPyInterpreter()) == trace) {
+  if (modes == 1 && c10::impl::TorchDispatchModeTLS::get_stack_at(0)->ptr(getPyInterpreter()) == trace &&
+      !is_answered(handle, *stack)) {
     const c10::impl::ExcludeDispatchKeyGuard once(c10::DispatchKey::Python);
     active->run(handle, keys & BEHIND, stack);
   } else {  // what torch's own kernel does in this place
