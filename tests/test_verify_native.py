@@ -38,6 +38,12 @@ def compiled() -> Any:  # noqa: ANN401  # a compiled module
     return compiled_recorder()
 
 
+@pytest.fixture(autouse=True)
+def nothing_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations that no trace before has met go through Python, as long as any was met."""
+    monkeypatch.setattr(native, "_met", set())
+
+
 @pytest.fixture
 def model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 4), nn.GELU())
@@ -130,7 +136,6 @@ def test_operations_of_aten_do_not_reach_python(
         with torch.enable_grad(), trace:
             (model(torch.ones(3, 4)).square().sum() * 2).backward()
 
-    monkeypatch.setattr(native, "_met", set())
     assert not python_sees(run, monkeypatch)
     assert ops(trace)[:4] == ["aten.ones", "aten.addmm", "aten.gelu", "aten.pow"]
 
@@ -304,7 +309,6 @@ def test_operations_met_before_are_enough_to_begin_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A second trace is entered for them alone; others go through Python."""
-    monkeypatch.setattr(native, "_met", set())
     with trace:
         torch.ones(3) + 1
     again = Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1 << 28))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gemma_doctor.kernels.outputs import Launched
-from gemma_doctor.verify import recording
+from gemma_doctor.verify import native, recording
 from gemma_doctor.verify.events import Event, Key
 from gemma_doctor.verify.native import NativeRecording
 from gemma_doctor.verify.places import Places
@@ -26,8 +26,9 @@ Traced = Callable[[nn.Module, Callable[[], object]], list[Event]]
 
 
 @pytest.fixture(params=["in Python", "in C++"])
-def traced(request: pytest.FixtureRequest) -> Traced:
+def traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Traced:
     module = compiled_recorder() if request.param == "in C++" else None
+    monkeypatch.setattr(native, "_met", set())  # or what no trace before has met would go through Python
 
     def run_traced(model: nn.Module, run: Callable[[], object]) -> list[Event]:
         places = Places.of(model)
@@ -133,6 +134,22 @@ def test_figures_are_those_of_the_moment(traced: Traced) -> None:
     ]
 
 
+def test_what_is_given_back_as_it_was_does_not_change_what_was_measured_before(traced: Traced) -> None:
+    """In inference mode dropout is an operation, and what it gives is what it was given."""
+
+    def run() -> None:
+        with torch.inference_mode():
+            nn.functional.dropout(torch.full((4,), 3.0) * 2, training=False).mul_(100)
+
+    events = traced(nn.Module(), run)
+    assert [(event.key[2], event.stats.absmax, event.inputs) for event in events] == [
+        ("aten.full", 3.0, ()),
+        ("aten.mul", 6.0, (0,)),
+        ("aten.dropout", 6.0, (1,)),
+        ("aten.mul_", 600.0, (2,)),
+    ]
+
+
 def test_of_attention_only_what_it_gives_is_an_output(traced: Traced) -> None:
     """What else it returns is for its backward pass: padded, with infinities."""
     x = torch.ones(1, 2, 8, 16, dtype=torch.float16, requires_grad=True)
@@ -209,6 +226,13 @@ def test_an_infinity_that_was_asked_for_is_marked(traced: Traced) -> None:
     x = torch.zeros(4)
     events = traced(nn.Module(), lambda: x.masked_fill(x == 0, -INF) + torch.full((4,), 1.0))
     assert [event.unbounded for event in events] == [True, False, False]
+
+
+def test_an_infinity_that_is_multiplied_by_is_marked(traced: Traced) -> None:
+    """By its schema the operation takes two tensors."""
+    x = torch.ones(4)
+    events = traced(nn.Module(), lambda: (x * INF, (x * 2).mul_(-INF)))
+    assert [event.unbounded for event in events] == [True, False, True]
 
 
 def test_a_number_that_is_added_is_no_source(traced: Traced) -> None:

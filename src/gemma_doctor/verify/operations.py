@@ -40,8 +40,8 @@ class Operation:
         silent: Whether it makes and writes nothing.
         numbers: Whether it takes any that could be infinite.
         run: torch's operator, without the Python around it.
-        plain: Whether it makes one new tensor with defined numbers, writes to none, and takes no list of tensors and
-            none by keyword.
+        plain: Whether it makes one new tensor with defined numbers, writes to none, takes no list of tensors and none
+            by keyword, and never gives back what it was given, as dropout does in inference mode.
     """
 
     name: str
@@ -82,6 +82,8 @@ def operation(overload: Any) -> Operation:  # noqa: ANN401  # torch's OpOverload
     made = fresh & {0} if "attention" in name and "backward" not in name else fresh
     besides = frozenset({0}) if name == _CONSTANT else fresh - made
     tensors = [argument for argument in schema.arguments if "Tensor" in str(argument.type)]
+    composed = overload.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)  # noqa: SLF001
+    numbers = any(kind in str(argument.type) for argument in schema.arguments for kind in ("number", "float"))
     single = not any(argument.kwarg_only or "List" in str(argument.type) for argument in tensors)
     initialises = name not in _UNINITIALISED
     return Operation(
@@ -92,9 +94,9 @@ def operation(overload: Any) -> Operation:  # noqa: ANN401  # torch's OpOverload
         written=written,
         initialises=initialises,
         silent=not (fresh or besides or written),
-        numbers=any(kind in str(argument.type) for argument in schema.arguments for kind in ("number", "float")),
+        numbers=numbers or [str(argument.type) for argument in tensors].count("Tensor") > 1,  # x * inf: tensors to it
         run=overload._op,  # noqa: SLF001  # a third of what calling an operator from Python takes is Python
-        plain=returned == ["Tensor"] and bool(fresh) and single and not written and initialises,
+        plain=returned == ["Tensor"] and bool(fresh) and single and not written and initialises and not composed,
     )
 
 

@@ -232,7 +232,7 @@ class Recorder {
       tensors_in(results[place], [&](const at::Tensor& tensor) { outputs.push_back(tensor); });
     }
     for (const at::Tensor& output : outputs) {
-      if (outputs.size() > 1 || !known.written.empty()) spare(output);  // of two outputs in one memory
+      spare(output);  // of two outputs in one memory, or of what is given back as it was
       note(output, known.name, known.initialises, sources, unbounded);
     }
     for (const std::size_t place : known.besides) {

@@ -101,7 +101,7 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
             recorder.spare(target)
         result = known.run(*args, **kwargs)
         for output in (*targets, *known.outputs(result, known.made)):
-            recorder.spare(output)  # of two outputs in one memory
+            recorder.spare(output)  # of two outputs in one memory, or of what is given back as it was
             recorder.note(output, known, sources, _unbounded(given))
         for output in known.outputs(result, known.besides):
             recorder.forget(output)
