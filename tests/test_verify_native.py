@@ -207,6 +207,28 @@ def test_a_mode_that_is_entered_before_sees_what_the_trace_does(trace: Trace) ->
     assert ops(trace) == ["aten.ones", "aten.add"]
 
 
+def test_a_mode_that_is_entered_before_does_not_see_how_outputs_are_measured(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
+    """Each as soon as it is noted."""
+    trace = Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1))
+    with Names() as mode, trace:
+        torch.ones(3) + 1
+    assert mode.names == ["aten.ones.default", "aten.add.Tensor"]
+
+
+def test_what_memory_held_is_forgotten_where_it_means_nothing(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
+    trace = Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1))
+    with trace:
+        x = torch.ones(4) * 2
+        x + 1
+        x.resize_(4) + 1
+    assert [(event.key[2], event.inputs) for event in trace.events()] == [
+        ("aten.ones", ()),
+        ("aten.mul", (0,)),
+        ("aten.add", (1,)),
+        ("aten.add", ()),
+    ]
+
+
 def test_where_operations_reach_python_their_modules_are_known_all_the_same(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
     """Under another mode, as in a second trace at a time."""
     trace = Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1 << 28))
