@@ -229,6 +229,17 @@ def test_what_memory_held_is_forgotten_where_it_means_nothing(compiled: Any, mod
     ]
 
 
+def test_a_constant_where_an_output_lay_that_is_gone_has_no_source(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
+    """Outputs are gone at once where they are measured at once."""
+    trace = Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1))
+    with trace:
+        for _ in range(20):
+            torch.ones(2) * 2
+            torch.tensor([1.0, 2.0]) * 3
+    products = [event for event in trace.events() if event.key[2] == "aten.mul" and event.stats.maximum == 6.0]
+    assert [event.inputs for event in products] == [()] * 20
+
+
 def test_where_operations_reach_python_their_modules_are_known_all_the_same(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
     """Under another mode, as in a second trace at a time."""
     trace = Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1 << 28))
