@@ -43,6 +43,10 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as of what a shell starts in the background, and its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def _ctrl_c() -> Iterator[None]:
     """A command that has changed a file in place hears Ctrl-C no more; the next test does."""
