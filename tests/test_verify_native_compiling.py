@@ -75,3 +75,9 @@ def test_it_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled_recorder()
     monkeypatch.setattr(native, "_compile", pytest.fail)
     assert native._built() is not None  # noqa: SLF001
+
+
+@pytest.mark.parametrize("told", ["", "here"])
+def test_the_cache_is_the_users_where_no_absolute_path_is_told(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", told)
+    assert native._cache() == Path.home() / ".cache" / "gemma-doctor"  # noqa: SLF001

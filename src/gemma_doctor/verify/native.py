@@ -200,8 +200,9 @@ def _why(error: Exception) -> str:
 
 
 def _cache() -> Path:
-    """Where compiled files are kept: of the user, as torch and numba keep theirs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gemma-doctor"
+    """Where compiled files are kept: of the user; a relative path there is to be ignored (XDG Base Directory 0.8)."""
+    told = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (told if told.is_absolute() else Path.home() / ".cache") / "gemma-doctor"
 
 
 def _command() -> list[str] | None:
