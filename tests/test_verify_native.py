@@ -13,7 +13,7 @@ import tiny_models  # noqa: F401  # makes torchvision importable beside a torch 
 import torch
 from checkpoints import healthy, tiny_gemma3_config, tiny_gemma3n_config, write
 from native_recorder import compiled_recorder
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch._subclasses import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -141,7 +141,7 @@ def test_operations_of_aten_do_not_reach_python(
 
 
 def test_others_reach_it_and_are_recorded_in_order(trace: Trace) -> None:
-    @torch.library.custom_op("gemma_doctor_test::twice", mutates_args=())  # type: ignore[untyped-decorator]
+    @library.custom_op("gemma_doctor_test::twice", mutates_args=())  # type: ignore[untyped-decorator]
     def twice(x: Tensor) -> Tensor:
         return x * 2
 

@@ -210,10 +210,10 @@ def _command() -> list[str] | None:
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     if shutil.which(compiler[0]) is None:
         return None
-    from torch.utils import cpp_extension  # noqa: PLC0415  # takes a while to import
+    from torch.utils.cpp_extension import include_paths, library_paths  # noqa: PLC0415  # takes a while to import
 
-    includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
-    folders = [option for folder in cpp_extension.library_paths() for option in (f"-L{folder}", f"-Wl,-rpath,{folder}")]
+    includes = [*include_paths(), sysconfig.get_path("include")]
+    folders = [option for folder in library_paths() for option in (f"-L{folder}", f"-Wl,-rpath,{folder}")]
     return [
         *compiler,
         *("-O2", "-std=c++20", "-fPIC", "-shared", "-fvisibility=hidden", f"-DTORCH_EXTENSION_NAME={_NAME}"),
