@@ -20,6 +20,7 @@ from checkpoints import (
     tiny_gemma3n_text_config,
     write,
 )
+from timm.layers import RmsNorm2d
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -77,6 +78,18 @@ def test_those_are_refused_in_which_the_guard_finds_nothing(name: str) -> None:
     build = getattr(transformers, architecture)
     subject = Subject(Path(), build.config_class.from_dict(dict(config)), build)
     assert refuses(lambda: check_known(subject)) is refuses(lambda: guard(random(subject)))
+
+
+def test_a_class_that_inherits_from_a_known_one_is_known_as_it_is_to_the_guard() -> None:
+    class Ours(RmsNorm2d):  # type: ignore[misc]  # timm is not seen by the type checker
+        """A model that is a norm."""
+
+        def __init__(self, _config: object) -> None:
+            super().__init__(8)
+
+    subject = Subject(Path(), transformers.PretrainedConfig(), Ours)
+    check_known(subject)
+    assert len(guard(random(subject)).replaced) == 1
 
 
 def random(subject: Subject) -> nn.Module:

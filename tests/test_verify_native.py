@@ -335,6 +335,21 @@ def test_of_two_traces_at_once_each_records_its_own(compiled: Any, model: nn.Mod
     assert ops(trace) == ["aten.ones", "aten.zeros", "aten.sub"]
 
 
+def test_a_trace_within_another_of_the_same_places_leaves_it_the_running_modules(
+    compiled: Any,  # noqa: ANN401
+    model: nn.Module,
+) -> None:
+    places = Places.of(model)
+    outer, inner = (Trace(places, recorder=NativeRecording(compiled, places, 1 << 28)) for _ in range(2))
+    with places.watching(), outer:
+        with inner:
+            model(torch.ones(3, 4))
+        model(torch.ones(3, 4))
+    twice = [("", "aten.ones"), ("0", "aten.addmm"), ("1", "aten.gelu")]
+    assert [event.key[1:3] for event in inner.events()] == twice
+    assert [event.key[1:3] for event in outer.events()] == [*twice, *twice]
+
+
 def test_operations_met_before_are_enough_to_begin_with(
     trace: Trace,
     model: nn.Module,

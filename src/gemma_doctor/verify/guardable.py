@@ -6,13 +6,10 @@ import torch
 from torch import nn
 
 from gemma_doctor.errors import UsageError
-from gemma_doctor.kernels.guards import audio, encoder, gemma3, gemma3n
+from gemma_doctor.kernels.guards.guarding import knows
 from gemma_doctor.verify.loading import Subject
 
 __all__ = ["check_known"]
-
-_KNOWN = frozenset().union(*(room.PLANNERS for room in (audio, encoder, gemma3, gemma3n)))
-"""Classes by their full names."""
 
 
 def check_known(subject: Subject) -> None:
@@ -26,14 +23,9 @@ def check_known(subject: Subject) -> None:
     """
     with torch.device("meta"):
         skeleton: nn.Module = subject.build(subject.config)
-    if _KNOWN.isdisjoint(_class(module) for module in skeleton.modules()):
+    if not knows(skeleton):
         raise UsageError(
             f"--guard knows nothing in a {subject.build.__name__}. It knows Gemma 3 and Gemma 3n. Verify any "
             "other model without --guard, and mend what is found with `gemma-doctor repair`, or run it in bfloat16 or "
             "float32"
         )
-
-
-def _class(module: nn.Module) -> str:
-    kind = type(module)
-    return f"{kind.__module__}.{kind.__qualname__}"

@@ -7,7 +7,6 @@ machine, and kept in the user's cache. Without a compiler the trace runs in Pyth
 from __future__ import annotations
 
 import hashlib
-import importlib.machinery
 import importlib.util
 import logging
 import os
@@ -237,10 +236,9 @@ def _compile(command: list[str], target: Path) -> None:
 
 
 def _loaded(path: Path) -> Any:  # noqa: ANN401  # a compiled module
-    loader = importlib.machinery.ExtensionFileLoader(_NAME, str(path))
-    spec = importlib.util.spec_from_loader(_NAME, loader)
-    if spec is None:
+    spec = importlib.util.spec_from_file_location(_NAME, path)
+    if spec is None or spec.loader is None:
         raise ImportError(str(path))
     module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module

@@ -79,7 +79,7 @@ class Places:
     ordinary: bool = True
     offloaded: Streamed | None = None
     marks: Marks = field(default_factory=Marks)
-    _tell: Callable[[str, bool], object] | None = None
+    _listeners: list[Callable[[str, bool], object]] = field(default_factory=list)
     _stack: list[str] = field(default_factory=list)
     _forward: Place = ("forward", "")
 
@@ -134,16 +134,16 @@ class Places:
         Args:
             tell: Given the module's name and whether any was entered: the whole model's name is empty.
         """
-        self._tell = tell
+        self._listeners.append(tell)
         self._told()
         try:
             yield
         finally:
-            self._tell = None
+            self._listeners.remove(tell)
 
     def _told(self) -> None:
-        if self._tell is not None:
-            self._tell(self._forward[1], bool(self._stack))
+        for tell in self._listeners:
+            tell(self._forward[1], bool(self._stack))
 
     def _enter(self, module: nn.Module, _args: object) -> None:
         name = self.names.get(module)

@@ -10,7 +10,7 @@ from gemma_doctor.kernels.guards import audio, encoder, gemma3, gemma3n
 from gemma_doctor.kernels.guards.planning import Planner, Site
 from gemma_doctor.kernels.guards.replacements import Guard, restore
 
-__all__ = ["guard", "unguard"]
+__all__ = ["guard", "knows", "unguard"]
 
 _PLANNERS: dict[str, Planner] = {
     **encoder.PLANNERS,
@@ -57,6 +57,15 @@ def guard(model: nn.Module, residual: torch.dtype = torch.float32) -> Guard:
             "the model in bfloat16 or float32"
         )
     return site.guard
+
+
+def knows(model: nn.Module) -> bool:
+    """Whether :func:`guard` knows the class of any module.
+
+    Args:
+        model: The model; its weights, which say nothing of that, may be on device meta.
+    """
+    return any(_planner(module) is not None for module in model.modules())
 
 
 def _check(model: nn.Module, residual: torch.dtype) -> None:
