@@ -98,6 +98,17 @@ def test_what_a_checkpointed_layer_computes_again_belongs_to_the_backward_pass(t
     assert adds[:4] == [(phase, module) for phase in ("forward", "backward") for module in ("first", "second")]
 
 
+def test_gradients_that_are_added_up_belong_to_the_module_of_their_parameter(traced: Traced) -> None:
+    model = Stack()
+
+    def run() -> None:
+        for _ in range(2):
+            model(torch.ones(2, 4)).sum().backward()
+
+    added = {place for place in places_of(traced(model, run), "aten.add_") if place[0] == "backward"}
+    assert added == {("backward", "first.inner"), ("backward", "second.inner")}
+
+
 def test_autograd_does_what_it_does_unwatched(traced: Traced) -> None:
     """It copies a gradient before it keeps it, where somebody else holds it."""
     model = Stack()
