@@ -158,3 +158,40 @@ def test_a_model_that_cannot_compute_layers_again_is_told(tmp_path: Path) -> Non
     checkpoint = PICTURES.build(tmp_path / "checkpoint")
     with pytest.raises(UsageError, match=r"^--gradient-checkpointing: ResNetForImageClassification does not support"):
         doctor.verify(checkpoint, Measures(device="cpu", checkpointing=True, reference="none"))
+
+
+def beside_an_adapter(folder: Path) -> Path:
+    """A checkpoint, and a LoRA of its q_proj in the same folder, as large as its weights."""
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415  # seconds
+
+    config = tiny_gemma3_config()
+    root = write(folder / "checkpoint", healthy(config), config)
+    model = transformers.AutoModelForCausalLM.from_pretrained(root)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(root)
+    return root
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
+def test_an_adapter_in_the_folder_is_not_run_and_that_is_said(tmp_path: Path, sound: Path) -> None:
+    """Transformers loads it, too, where peft is installed: one folder would be two models."""
+    root = beside_an_adapter(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(root)
+    assert any("lora" in name for name, _ in loaded.named_parameters())
+    report = doctor.verify(root, FORWARD)
+    assert not any("lora" in one.module for one in report.activations)
+    assert [(one.module, one.op, one.stats) for one in report.activations] == [
+        (one.module, one.op, one.stats) for one in doctor.verify(sound, FORWARD).activations
+    ]
+    assert f"what ran is the model of {root} alone, without the adapter that lies beside it" in report.remarks[0]
+    assert doctor.verify(sound, FORWARD).remarks == ()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
+def test_an_adapter_beside_what_is_compared_with_is_not_run_either(tmp_path: Path, sound: Path) -> None:
+    measures = Measures(device="cpu", backward=False, request=Request(length=8))
+    report = doctor.verify(sound, measures, against=beside_an_adapter(tmp_path))
+    assert report.verification is not None
+    (run,) = report.verification.runs
+    assert (run.against_drift.kl if run.against_drift else None) == 0
+    assert "without the adapter" in report.remarks[0]

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from gemma_doctor.architectures import Model
+from gemma_doctor.checkpoint import Checkpoint
 from gemma_doctor.choices import Device
 from gemma_doctor.doctor.fetching import fetched
 from gemma_doctor.doctor.judging import chosen, counted
@@ -81,6 +83,7 @@ def verify(  # noqa: PLR0913  # how to run, how to judge, and who is told, each 
         remarks=(
             *checkpoint.remarks,
             *parted.remarks,
+            *(remark for one in (checkpoint, other) if one is not None for remark in _on_adapter(one)),
             *_on_checkpointing(known.model, measures),
             *_on_bfloat16(verified.activations),
         ),
@@ -89,6 +92,16 @@ def verify(  # noqa: PLR0913  # how to run, how to judge, and who is told, each 
         verification=verified.verification,
         seconds=time.perf_counter() - started,
     )
+
+
+def _on_adapter(checkpoint: Checkpoint) -> Iterator[str]:
+    """What lies beside the model and was not run."""
+    if (Path(checkpoint.root) / "adapter_config.json").exists():
+        yield (
+            f"what ran is the model of {checkpoint.root} alone, without the adapter that lies beside it; transformers "
+            "adds that to the model where peft is installed. To verify the two together, merge them (merge_and_unload "
+            "of peft) and verify what that saves"
+        )
 
 
 def _on_checkpointing(model: Model, measures: Measures) -> Iterator[str]:

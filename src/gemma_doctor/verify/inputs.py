@@ -12,7 +12,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -21,8 +20,8 @@ from gemma_doctor.choices import Modality
 from gemma_doctor.errors import UsageError
 from gemma_doctor.verify.loading import Subject
 from gemma_doctor.verify.measures import Request
-from gemma_doctor.verify.media import picture, waveform, why_unread
-from gemma_doctor.verify.needs import first_line
+from gemma_doctor.verify.media import why_unread
+from gemma_doctor.verify.preparing import own, pixels, sound
 
 __all__ = ["Batch", "batch", "check_used"]
 
@@ -30,8 +29,6 @@ _IGNORED = -100  # the label that transformers leaves out of the loss
 _CLASSIFYING = ("ForSequenceClassification", "ForTokenClassification")  # their labels are no tokens
 _FIRST_WORD = 8  # below it lie padding, beginning and end of text in every vocabulary we know
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_PROCESSOR = "preprocessor_config.json"  # of pictures and of sounds
-_SIDE = 256  # pixels, where neither the checkpoint nor its config says more
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +65,19 @@ def batch(subject: Subject, modality: Modality, request: Request) -> Batch:
         UsageError: If a file cannot be used, or the model needs a processor that the checkpoint lacks.
     """
     if "text" not in subject.modalities:
-        pixels, words = _pixels(subject, request)
-        return Batch("image", {"pixel_values": pixels}, words)
+        shown, words = pixels(subject, request)
+        return Batch("image", {"pixel_values": shown}, words)
     ids, words = _ids(subject, request)
     extra: dict[str, Tensor] = {}
     token: int | None = None
     if modality == "image":
         token = _token(subject, "image_token_id", "image_token_index")
-        extra["pixel_values"], picture = _pixels(subject, request)
+        extra["pixel_values"], picture = pixels(subject, request)
         ids, words = _with_tokens(ids, token, _image_tokens(subject)), f"{picture}; {words}"
     elif modality == "audio":
         token = _token(subject, "audio_token_id")
-        extra["input_features"], extra["input_features_mask"], sound = _sound(subject, request)
-        ids, words = _with_tokens(ids, token, subject.config.audio_soft_tokens_per_image), f"{sound}; {words}"
+        extra["input_features"], extra["input_features_mask"], heard = sound(subject, request)
+        ids, words = _with_tokens(ids, token, subject.config.audio_soft_tokens_per_image), f"{heard}; {words}"
     arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **extra}
     if not subject.build.__name__.endswith(_CLASSIFYING):
         arguments["labels"] = torch.where(ids == (-1 if token is None else token), _IGNORED, ids)
@@ -90,7 +87,7 @@ def batch(subject: Subject, modality: Modality, request: Request) -> Batch:
 
 
 def check_used(subject: Subject, modalities: Sequence[Modality], request: Request) -> None:
-    """Refuse a file of the user's that no run would be given, before anything is run.
+    """Refuse a file of the user's, or a size, that no run would be given, before anything is run.
 
     Args:
         subject: The model.
@@ -98,7 +95,7 @@ def check_used(subject: Subject, modalities: Sequence[Modality], request: Reques
         request: What the user gave.
 
     Raises:
-        UsageError: If there is such a file.
+        UsageError: If there is such a one.
     """
     used = {*modalities, *(("text",) if "text" in subject.modalities else ())}  # pictures and sounds come with words
     given: tuple[tuple[Modality, Path | None], ...] = (
@@ -111,6 +108,9 @@ def check_used(subject: Subject, modalities: Sequence[Modality], request: Reques
             takes = f"a {subject.build.__name__} takes {', '.join(subject.modalities)}"
             why = f"{takes} only" if modality not in subject.modalities else f"--modality leaves {modality} out"
             raise UsageError(f"--{modality} {file} would not be used: {why}")
+    if request.side is not None and "image" not in used:
+        why = "it takes no pictures" if "image" not in subject.modalities else "--modality leaves image out"
+        raise UsageError(f"--image-size {request.side} would not be used by a {subject.build.__name__}: {why}")
 
 
 def _ids(subject: Subject, request: Request) -> tuple[Tensor, str]:
@@ -136,7 +136,7 @@ def _ids(subject: Subject, request: Request) -> tuple[Tensor, str]:
 
 def _tokens(subject: Subject, request: Request) -> list[int]:
     """The ids of the text, by the checkpoint's own tokenizer."""
-    ids: list[int] = _own(subject, transformers.AutoTokenizer, *_TOKENIZERS)(_text(request))["input_ids"]
+    ids: list[int] = own(subject, transformers.AutoTokenizer, *_TOKENIZERS)(_text(request))["input_ids"]
     if not ids:
         raise UsageError(f"--text {request.text}: the checkpoint's tokenizer makes no token of it")
     known = getattr(subject.text, "vocab_size", None)
@@ -167,7 +167,7 @@ def _text(request: Request) -> str:
     if request.text is None:
         return files("gemma_doctor.verify").joinpath("texts.txt").read_text(encoding="utf-8")
     try:
-        text = request.text.read_text(encoding="utf-8")
+        text = request.text.read_text(encoding="utf-8-sig")  # Windows writes a mark before it, which is no text
     except UnicodeDecodeError as error:
         raise UsageError(f"--text {request.text} is not UTF-8: {error.reason} at byte {error.start:,}") from error
     except OSError as error:
@@ -203,62 +203,3 @@ def _image_tokens(subject: Subject) -> int:
         f"{subject.folder}: how many tokens stand for a picture in a {subject.config.model_type} is not known; "
         "leave pictures out with --modality text"
     )
-
-
-def _pixels(subject: Subject, request: Request) -> tuple[Tensor, str]:
-    """Prepared pictures, shape (size, 3, side, side), and what they are."""
-    side = request.side or _side(subject)
-    shown = picture(request, side)
-    if (subject.folder / _PROCESSOR).exists():
-        processor = _own(subject, transformers.AutoImageProcessor, _PROCESSOR)
-        size = {"size": {"height": side, "width": side}} if request.side else {}
-        pixels = processor(images=shown, return_tensors="pt", **size)["pixel_values"]
-        how = "through the checkpoint's processor"
-    else:
-        unit = torch.from_numpy(np.asarray(shown, np.float32) / 255).permute(2, 0, 1)[None]
-        pixels = unit if subject.config.model_type == "gemma3n" else unit * 2 - 1  # SigLIP: mean and deviation 0.5
-        how = "from 0 to 1" if subject.config.model_type == "gemma3n" else "from -1 to 1"
-    name = request.image.name if request.image else "a generated picture"
-    return pixels.repeat(request.size, 1, 1, 1), f"{name}, {pixels.shape[-2]} x {pixels.shape[-1]} px, {how}"
-
-
-def _side(subject: Subject) -> int:
-    vision = getattr(subject.config, "vision_config", subject.config)
-    side = getattr(vision, "image_size", None)
-    return side if isinstance(side, int) else _SIDE
-
-
-def _sound(subject: Subject, request: Request) -> tuple[Tensor, Tensor, str]:
-    """Log-mel features, shape (size, frames, bins); which frames hold sound; and what it is."""
-    prepare = transformers.Gemma3nAudioFeatureExtractor(feature_size=subject.config.audio_config.input_feat_size)
-    if (subject.folder / _PROCESSOR).exists():
-        prepare = _own(subject, transformers.AutoFeatureExtractor, _PROCESSOR)
-    samples = waveform(request)
-    made = prepare([samples] * request.size, return_tensors="pt")
-    features: Tensor = made["input_features"]
-    if not features.shape[1]:
-        raise UsageError(f"--audio {request.audio} holds {samples.size:,} samples, too few for one frame of sound")
-    name = request.audio.name if request.audio else "a generated sound"
-    return features, made["input_features_mask"].bool(), f"{name}, {features.shape[1]:,} frames"
-
-
-def _own(subject: Subject, auto: Any, *files: str) -> Any:  # noqa: ANN401  # classes of transformers
-    """What the checkpoint prepares inputs with: its tokenizer or its processor.
-
-    Args:
-        subject: The checkpoint.
-        auto: The class of transformers that loads it.
-        files: Where it may be stored.
-
-    Raises:
-        UsageError: If it cannot be loaded.
-    """
-    try:
-        return auto.from_pretrained(subject.folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers package raises no class of its own
-        there = [name for name in files if (subject.folder / name).exists()]
-        needs = "; it takes pip install sentencepiece" if there == ["tokenizer.model"] else ""
-        raise UsageError(
-            f"{subject.folder}: transformers cannot load its {', '.join(there)}: {first_line(error)}{needs}. Mend the "
-            "file, or move it out of the folder to do without it"
-        ) from error

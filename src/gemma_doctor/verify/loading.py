@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from gemma_doctor.verify import machine
 from gemma_doctor.verify.needs import first_line, why_broken
 
 __all__ = ["Subject", "quiet", "read_config"]
+
+_ADAPTER = "adapter_config.json"
+"""What transformers takes for the sign of an adapter in the folder of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +74,18 @@ class Subject:
     def _load(self, dtype: torch.dtype, memory: dict[Any, Any] | None) -> Any:  # noqa: ANN401
         spread: dict[str, Any] = {"device_map": "auto", "max_memory": memory} if memory else {}
         try:
-            model, said = self.build.from_pretrained(
-                self.folder,
-                config=self.config,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # so that it tells which ones they are
-                output_loading_info=True,
-                **spread,
-            )
+            with _alone(self.folder) as folder:
+                model, said = self.build.from_pretrained(
+                    folder,
+                    config=self.config,
+                    dtype=dtype,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    ignore_mismatched_sizes=True,  # so that it tells which ones they are
+                    output_loading_info=True,
+                    **spread,
+                )
         except torch.OutOfMemoryError:
             raise
         except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
@@ -109,6 +114,22 @@ class Subject:
                 f"{self.folder}: transformers would initialise {len(missing):,} tensors at random, {missing[0]} first: "
                 "what such a model does says nothing. `gemma-doctor scan` names what is missing or misnamed."
             )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """The folder as transformers is to see it: without an adapter, which it would load, too, wherever peft is there.
+
+    Then one folder would be two models, and what runs not the one that a scan reads and a repair mends.
+    """
+    if not (folder / _ADAPTER).exists():
+        yield folder
+        return
+    with TemporaryDirectory(prefix="gemma-doctor-") as view:
+        for file in folder.iterdir():
+            if file.name != _ADAPTER:
+                Path(view, file.name).symlink_to(file.resolve())
+        yield Path(view)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from shlex import quote
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gemma_doctor.errors import UsageError
 from gemma_doctor.verify.measures import Request
@@ -20,24 +20,34 @@ RATE = 16_000
 """Samples a second, of Gemma 3n's audio processor."""
 
 
-def picture(request: Request, side: int) -> Image.Image:
+def picture(request: Request, side: int, *, scaled: bool = True) -> Image.Image:
     """The user's picture, or a generated one, scaled to a square.
 
     Args:
         request: What the user gave, and the seed.
         side: Height and width in pixels.
+        scaled: Whether the user's picture is; else it stays as large as it is.
 
     Raises:
-        UsageError: If the file is no picture.
+        UsageError: If the file is no picture, or one of numbers without a known range.
     """
     if request.image is None:
         return Image.fromarray(_scene(side, np.random.default_rng(request.seed)))
     try:
         with Image.open(request.image) as opened:
-            scaled: Image.Image = opened.convert("RGB").resize((side, side))
-            return scaled
+            upright = _colours(ImageOps.exif_transpose(opened))
+            return upright.resize((side, side)) if scaled else upright
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
         raise UsageError(f"--image {request.image} cannot be read as a picture: {why_unread(error)}") from error
+
+
+def _colours(opened: Image.Image) -> Image.Image:
+    """A picture in 8 bits of red, green and blue. Pillow cuts what has more bits at 255 instead of scaling it."""
+    if opened.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)).convert("RGB")
+    if opened.mode in {"I", "F"}:
+        raise ValueError("its numbers of 32 bits have no range that says what is white; save it as an 8-bit PNG")
+    return opened.convert("RGB")
 
 
 def _scene(side: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
