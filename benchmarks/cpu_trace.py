@@ -24,10 +24,9 @@ from inputs import E2B_CONFIG
 
 from gemma_doctor.kernels import outputs
 from gemma_doctor.verify import recording
-from gemma_doctor.verify.native import NativeRecording, building
+from gemma_doctor.verify.native import NativeTrace, building
 from gemma_doctor.verify.passing import views_pass
 from gemma_doctor.verify.places import Places
-from gemma_doctor.verify.recording import Recorder
 from gemma_doctor.verify.tracing import Trace
 
 ROUNDS = 12
@@ -69,14 +68,17 @@ def main() -> None:
     if module is None:
         raise SystemExit("needs a C++ compiler")
 
-    def traced(recorder: Recorder | None = None) -> None:
+    def recording(trace: Trace | NativeTrace) -> None:
         nonlocal recorded
-        with _unmeasured(), places.watching(), (trace := Trace(places, recorder=recorder)):
+        with _unmeasured(), places.watching(), trace:
             step()
         recorded = len(trace.events())
 
+    def traced() -> None:
+        recording(Trace(places))
+
     def below() -> None:
-        traced(NativeRecording(module, places, 1 << 28))
+        recording(NativeTrace(module, places, 1 << 28))
 
     def unseen() -> None:
         with views_pass(), Empty():

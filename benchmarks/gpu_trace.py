@@ -39,6 +39,7 @@ from gemma_doctor.verify.inputs import Batch, batch
 from gemma_doctor.verify.loading import read_config
 from gemma_doctor.verify.machine import waiting, without_tf32
 from gemma_doctor.verify.measures import Measures, Request
+from gemma_doctor.verify.native import NativeTrace
 from gemma_doctor.verify.passing import views_pass
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.tracing import Trace
@@ -210,7 +211,7 @@ class Steps:
             if (one.key, one.weights, one.dtype, one.shape) != (other.key, other.weights, other.dtype, other.shape):
                 raise SystemExit(f"the traces differ: {one}, {other}")
 
-    def _events(self, trace: Trace) -> Events:
+    def _events(self, trace: Trace | NativeTrace) -> Events:
         with self.places.watching(), trace:
             self.plain()
         events = trace.events()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,18 @@ from native_recorder import compiled_recorder
 from torch import Tensor, library, nn
 from torch._subclasses import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _len_torch_dispatch_stack
 
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.kernels import outputs
-from gemma_doctor.verify import native
 from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.events import Event
+from gemma_doctor.verify.figures import Figures
 from gemma_doctor.verify.inputs import batch
 from gemma_doctor.verify.loading import read_config
 from gemma_doctor.verify.measures import Measures, Request
-from gemma_doctor.verify.native import NativeRecording
+from gemma_doctor.verify.native import NativeTrace
+from gemma_doctor.verify.outputs import Comparing, Keeping, seeing
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.tracing import Trace
 
@@ -38,40 +39,18 @@ def compiled() -> Any:  # noqa: ANN401  # a compiled module
     return compiled_recorder()
 
 
-@pytest.fixture(autouse=True)
-def nothing_met(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Operations that no trace before has met go through Python, as long as any was met."""
-    monkeypatch.setattr(native, "_met", set())
-
-
 @pytest.fixture
 def model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 4), nn.GELU())
 
 
 @pytest.fixture
-def trace(compiled: Any, model: nn.Module) -> Trace:  # noqa: ANN401
-    return Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1 << 28))
+def trace(compiled: Any, model: nn.Module) -> NativeTrace:  # noqa: ANN401
+    return NativeTrace(compiled, Places.of(model), 1 << 28)
 
 
-def ops(trace: Trace) -> list[str]:
+def ops(trace: NativeTrace) -> list[str]:
     return [event.key[2] for event in trace.events()]
-
-
-def python_sees(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What reaches Python of what runs under a trace."""
-    names: list[str] = []
-    dispatch = Trace.__torch_dispatch__
-
-    def noted(self: Trace, func: Any, *rest: Any) -> Any:  # noqa: ANN401
-        if func is not torch.ops.aten.detach.default:  # which torch asks a mode for by its name
-            names.append(str(func))
-        return dispatch(self, func, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trace, "__torch_dispatch__", noted)
-        run()
-    return names
 
 
 class Names(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by the type checker
@@ -97,8 +76,8 @@ def steps(folder: Path, config: Mapping[str, Any], compiled: Any, *, amp: bool, 
         for recorder in (None, compiled):
             places = Places.of(model)
             inputs = batch(subject, "image" if "vision_config" in config else "text", measures.request)
-            how = None if recorder is None else NativeRecording(recorder, places, 1 << 14)
-            with places.watching(), (trace := Trace(places, 1 << 14, how)):
+            trace = Trace(places, 1 << 14) if recorder is None else NativeTrace(recorder, places, 1 << 14)
+            with places.watching(), trace:
                 (bench.run(model, inputs, dtype, amp=amp).loss * 64.0).backward()
             model.zero_grad()
             found.append(list(trace.events()))
@@ -129,18 +108,15 @@ def test_both_record_the_same_step(
     assert cpp == python
 
 
-def test_operations_of_aten_do_not_reach_python(
-    trace: Trace, model: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run() -> None:
-        with torch.enable_grad(), trace:
-            (model(torch.ones(3, 4)).square().sum() * 2).backward()
-
-    assert not python_sees(run, monkeypatch)
+def test_torch_sees_no_dispatch_mode_and_runs_as_without_a_trace(trace: NativeTrace, model: nn.Module) -> None:
+    """For a mode it would ask Python for each gradient, and add none up in place."""
+    with torch.enable_grad(), trace:
+        assert not _len_torch_dispatch_stack()
+        (model(torch.ones(3, 4)).square().sum() * 2).backward()
     assert ops(trace)[:4] == ["aten.ones", "aten.addmm", "aten.gelu", "aten.pow"]
 
 
-def test_others_reach_it_and_are_recorded_in_order(trace: Trace) -> None:
+def test_operations_of_others_are_recorded_and_what_they_call_is_not(trace: NativeTrace) -> None:
     @library.custom_op("gemma_doctor_test::twice", mutates_args=())  # type: ignore[untyped-decorator]
     def twice(x: Tensor) -> Tensor:
         return x * 2
@@ -157,7 +133,7 @@ def test_neither_the_trace_nor_what_it_recorded_keeps_a_model(compiled: Any) -> 
     """Without Python's garbage collector, which sees no circle that goes through C++."""
     model = nn.Linear(4, 4)
     memory = StorageWeakRef(model.weight.untyped_storage())
-    trace = Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1 << 28))
+    trace = NativeTrace(compiled, places := Places.of(model), 1 << 28)
     gc.disable()
     try:
         with torch.enable_grad(), places.watching(), trace:
@@ -170,7 +146,7 @@ def test_neither_the_trace_nor_what_it_recorded_keeps_a_model(compiled: Any) -> 
     assert [event.key[2] for event in events][:2] == ["aten.ones", "aten.addmm"]
 
 
-def test_it_ends_with_the_trace(trace: Trace) -> None:
+def test_it_ends_with_the_trace(trace: NativeTrace) -> None:
     with trace:
         torch.ones(3) + 1
     recorded = len(trace.events())
@@ -181,7 +157,7 @@ def test_it_ends_with_the_trace(trace: Trace) -> None:
     assert len(trace.events()) == recorded
 
 
-def test_a_trace_that_fails_ends_too(trace: Trace) -> None:
+def test_a_trace_that_fails_ends_too(trace: NativeTrace) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="must match the size"), trace:
             torch.ones(2) + torch.ones(3)
@@ -190,7 +166,7 @@ def test_a_trace_that_fails_ends_too(trace: Trace) -> None:
         assert mode.names == ["aten.ones.default"]
 
 
-def test_a_mode_that_is_entered_within_sees_its_operations_and_the_trace_does_too(trace: Trace) -> None:
+def test_a_mode_that_is_entered_within_sees_its_operations_and_the_trace_does_too(trace: NativeTrace) -> None:
     with trace:
         x = torch.ones(3)
         with Names() as mode:
@@ -200,7 +176,7 @@ def test_a_mode_that_is_entered_within_sees_its_operations_and_the_trace_does_to
     assert ops(trace) == ["aten.ones", "aten.add", "aten.mul"]
 
 
-def test_a_mode_that_is_entered_before_sees_what_the_trace_does(trace: Trace) -> None:
+def test_a_mode_that_is_entered_before_sees_what_the_trace_does(trace: NativeTrace) -> None:
     with Names() as mode, trace:
         torch.ones(3) + 1
     assert mode.names == ["aten.ones.default", "aten.add.Tensor"]
@@ -209,14 +185,14 @@ def test_a_mode_that_is_entered_before_sees_what_the_trace_does(trace: Trace) ->
 
 def test_a_mode_that_is_entered_before_does_not_see_how_outputs_are_measured(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
     """Each as soon as it is noted."""
-    trace = Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1))
+    trace = NativeTrace(compiled, Places.of(model), 1)
     with Names() as mode, trace:
         torch.ones(3) + 1
     assert mode.names == ["aten.ones.default", "aten.add.Tensor"]
 
 
 def test_what_memory_held_is_forgotten_where_it_means_nothing(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
-    trace = Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1))
+    trace = NativeTrace(compiled, Places.of(model), 1)
     with trace:
         x = torch.ones(4) * 2
         x + 1
@@ -231,7 +207,7 @@ def test_what_memory_held_is_forgotten_where_it_means_nothing(compiled: Any, mod
 
 def test_a_constant_where_an_output_lay_that_is_gone_has_no_source(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
     """Outputs are gone at once where they are measured at once."""
-    trace = Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1))
+    trace = NativeTrace(compiled, Places.of(model), 1)
     with trace:
         for _ in range(20):
             torch.ones(2) * 2
@@ -240,33 +216,42 @@ def test_a_constant_where_an_output_lay_that_is_gone_has_no_source(compiled: Any
     assert [event.inputs for event in products] == [()] * 20
 
 
-def test_where_operations_reach_python_their_modules_are_known_all_the_same(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
-    """Under another mode, as in a second trace at a time."""
-    trace = Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1 << 28))
-    with Names(), torch.enable_grad(), places.watching(), trace:
-        model(torch.ones(3, 4)).sum().backward()
-    keys = [event.key[:3] for event in trace.events()]
-    assert keys[:3] == [("forward", "", "aten.ones"), ("forward", "0", "aten.addmm"), ("forward", "1", "aten.gelu")]
-    assert ("backward", "1", "aten.gelu_backward") in keys
+def test_what_is_done_beside_the_model_is_not_recorded(trace: NativeTrace, model: nn.Module) -> None:
+    """Neither how modules' outputs are compared, nor how gradients are measured; and afterwards it is as before."""
+    keeping = Keeping()
+    with trace, seeing(model, keeping):
+        model(torch.ones(3, 4))
+        with seeing(model, Comparing(keeping.kept)):
+            model(torch.ones(3, 4))
+        figures = Figures()
+        figures.add("broken", torch.ones(4, 4)[::2].t()[::2])
+        assert figures.stats()["broken"].count == 4
+        torch.zeros(2)
+    step = ["aten.ones", "aten.addmm", "aten.gelu"]
+    assert ops(trace) == [*step, *step, "aten.ones", "aten.zeros"]
 
 
-def test_a_mode_that_is_entered_before_and_fails_leaves_no_half_of_an_output(trace: Trace) -> None:
-    """It is asked for the tensor that is kept until it is measured."""
-
-    class Failing(Names):
-        def __torch_dispatch__(self, func: Any, *rest: Any) -> Any:  # noqa: ANN401
-            if func is torch.ops.aten.detach.default:
-                raise RuntimeError("not today")
-            return super().__torch_dispatch__(func, *rest)
-
-    with pytest.raises(RuntimeError, match="not today"), Failing(), trace:
-        torch.ones(3)
+def test_what_autocast_casts_is_recorded(trace: NativeTrace) -> None:
+    """An operation that autocast knows casts what it is given, and calls itself."""
+    narrow, wide = torch.full((2,), 2.0**15, dtype=torch.float16), torch.full((2,), 2.0**17)
+    with trace, torch.autocast("cpu", torch.float16):
+        nn.functional.mse_loss(narrow, wide)
     with trace:
-        torch.zeros(3)
-    assert [(event.key[2], event.stats.maximum) for event in trace.events()] == [("aten.zeros", 0.0)]
+        nn.functional.mse_loss(wide, wide)
+    assert [(event.key[2], event.dtype, event.stats.absmax) for event in trace.events()] == [
+        ("aten._to_copy", "F32", 2.0**15),
+        ("aten.mse_loss", "F32", 9 * 2.0**30),
+        ("aten.mse_loss", "F32", 0.0),
+    ]
 
 
-def test_a_tensor_whose_class_answers_for_itself_does_so(trace: Trace) -> None:
+def test_what_is_mapped_over_a_batch_is_recorded_once_for_all(trace: NativeTrace) -> None:
+    with trace:
+        torch.vmap(lambda x: (x * x).exp())(torch.tensor([0.0, 1.0]))
+    assert [(event.key[2], event.shape) for event in trace.events()] == [("aten.mul", (2,)), ("aten.exp", (2,))]
+
+
+def test_a_tensor_whose_class_answers_for_itself_does_so(trace: NativeTrace) -> None:
     """A model may make one on its way; it has no memory of its own, and a kernel that took it for one would crash."""
 
     class Wrapping(torch.Tensor):  # type: ignore[misc]  # torch is not seen by the type checker
@@ -287,10 +272,14 @@ def test_a_tensor_whose_class_answers_for_itself_does_so(trace: Trace) -> None:
     with trace:
         y = torch.full((3,), 2.0) + x
     assert y.tolist() == [12.0] * 3
-    assert [(event.key[2], event.stats.maximum) for event in trace.events()] == [("aten.full", 2.0), ("aten.add", 12.0)]
+    assert [(event.key[2], event.stats.maximum) for event in trace.events()] == [
+        ("aten.full", 2.0),
+        ("aten.mul", 10.0),  # which the class has asked for
+        ("aten.add", 12.0),
+    ]
 
 
-def test_other_threads_are_left_alone(trace: Trace) -> None:
+def test_other_threads_are_left_alone(trace: NativeTrace) -> None:
     class Answering(torch.Tensor):  # type: ignore[misc]  # torch is not seen by the type checker
         """Counts operations."""
 
@@ -299,7 +288,8 @@ def test_other_threads_are_left_alone(trace: Trace) -> None:
         @classmethod
         def __torch_dispatch__(cls, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
             cls.calls += 1
-            return func(*(item.as_subclass(Tensor) if isinstance(item, Tensor) else item for item in args))
+            with torch._C._DisableTorchDispatch():  # noqa: SLF001  # no public name does it
+                return func(*args)
 
     def elsewhere() -> tuple[bool, int, list[str]]:
         with FakeTensorMode():
@@ -316,31 +306,22 @@ def test_other_threads_are_left_alone(trace: Trace) -> None:
     assert ops(trace) == ["aten.ones"]
 
 
-def test_of_two_traces_at_once_each_records_its_own(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
-    def made() -> Trace:
-        return Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1 << 28))
-
-    def elsewhere() -> list[str]:
-        with (trace := made()):
-            torch.full((3,), 2.0) * 10
-        return ops(trace)
-
-    with ThreadPoolExecutor(1) as pool, (trace := made()):
+def test_there_is_one_at_a_time_and_another_is_refused(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
+    one, other = (NativeTrace(compiled, Places.of(model), 1 << 28) for _ in range(2))
+    with one:
         torch.ones(2)
-        with (inner := made()):
-            torch.zeros(2) - 1
-        there = pool.submit(elsewhere).result()
-    assert there == ["aten.full", "aten.mul"]
-    assert ops(inner) == ["aten.zeros", "aten.sub"]
-    assert ops(trace) == ["aten.ones", "aten.zeros", "aten.sub"]
+        with pytest.raises(RuntimeError, match="one at a time"), other:
+            pass
+        torch.zeros(2)
+    with other:
+        torch.full((2,), 3.0)
+    assert (ops(one), ops(other)) == (["aten.ones", "aten.zeros"], ["aten.full"])
 
 
-def test_a_trace_within_another_of_the_same_places_leaves_it_the_running_modules(
-    compiled: Any,  # noqa: ANN401
-    model: nn.Module,
-) -> None:
+def test_a_trace_in_python_within_records_too(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
+    """And neither takes the running modules from the other."""
     places = Places.of(model)
-    outer, inner = (Trace(places, recorder=NativeRecording(compiled, places, 1 << 28)) for _ in range(2))
+    outer, inner = NativeTrace(compiled, places, 1 << 28), Trace(places)
     with places.watching(), outer:
         with inner:
             model(torch.ones(3, 4))
@@ -350,27 +331,8 @@ def test_a_trace_within_another_of_the_same_places_leaves_it_the_running_modules
     assert [event.key[1:3] for event in outer.events()] == [*twice, *twice]
 
 
-def test_operations_met_before_are_enough_to_begin_with(
-    trace: Trace,
-    model: nn.Module,
-    compiled: Any,  # noqa: ANN401
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A second trace is entered for them alone; others go through Python."""
-    with trace:
-        torch.ones(3) + 1
-    again = Trace(places := Places.of(model), recorder=NativeRecording(compiled, places, 1 << 28))
-
-    def run() -> None:
-        with again:
-            (torch.ones(3) + 1).cos()
-
-    assert python_sees(run, monkeypatch) == ["aten.cos.default"]
-    assert ops(again) == ["aten.ones", "aten.add", "aten.cos"]
-
-
 def test_what_fails_while_outputs_are_measured_is_what_the_caller_sees(
-    trace: Trace, monkeypatch: pytest.MonkeyPatch
+    trace: NativeTrace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(_tensors: object) -> None:
         raise torch.OutOfMemoryError("no memory to measure")
@@ -378,10 +340,11 @@ def test_what_fails_while_outputs_are_measured_is_what_the_caller_sees(
     monkeypatch.setattr(outputs, "launch", failing)
     with pytest.raises(torch.OutOfMemoryError, match="no memory to measure"), trace:
         [torch.ones(3) for _ in range(600)]
+    with pytest.raises(torch.OutOfMemoryError, match="no memory to measure"):
+        trace.events()
     monkeypatch.undo()
-    with Names() as mode:
-        torch.ones(3)
-    assert mode.names == ["aten.ones.default"]
+    with pytest.raises(ValueError, match="its own"), trace:
+        raise ValueError("its own")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what Triton's interpreter says of NaN and overflow
@@ -402,7 +365,7 @@ def test_what_is_measured_in_place_has_the_same_figures(
         x.double() * 3
 
     def recorded() -> list[Event]:
-        trace = Trace(places := Places.of(model), 1 << 10, NativeRecording(compiled, places, 1 << 10))
+        trace = NativeTrace(compiled, Places.of(model), 1 << 10)
         with trace:
             run()
         return list(trace.events())

@@ -17,6 +17,7 @@ from gemma_doctor.verify import machine, native
 from gemma_doctor.verify.inputs import Batch
 from gemma_doctor.verify.loading import Subject
 from gemma_doctor.verify.measures import Measures, untold
+from gemma_doctor.verify.native import NativeTrace
 from gemma_doctor.verify.needs import first_line
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.step import Step, forward
@@ -72,12 +73,12 @@ class Bench:
         if self.device.type == "cuda":
             native.building()
 
-    def trace(self, places: Places) -> Trace:
+    def trace(self, places: Places) -> Trace | NativeTrace:
         """A trace of a model that runs here."""
         waiting = machine.waiting(self.device)
         below = self.device.type == "cuda" and places.ordinary and places.offloaded is None
         module = native.building().result() if below else None
-        return Trace(places, waiting, native.NativeRecording(module, places, waiting) if module else None)
+        return NativeTrace(module, places, waiting) if module else Trace(places, waiting)
 
     def run(self, model: nn.Module, inputs: Batch, dtype: torch.dtype, *, amp: bool = False) -> Step:
         """One forward pass, after what the run before has left has been given back, which takes a while on a GPU.

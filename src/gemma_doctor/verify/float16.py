@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -23,7 +24,6 @@ from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.reference import Bfloat16, Reference, peaks
 from gemma_doctor.verify.scales import START, search, tried
 from gemma_doctor.verify.step import gradients, parameter_stats
-from gemma_doctor.verify.tracing import Trace
 
 __all__ = ["Candidate"]
 
@@ -106,7 +106,7 @@ class Candidate:
             return tried(backward, true, self.bench.measures.loss_scale)
         return search(backward, true, START if reference is None else _guess(reference))
 
-    def _backward(self, loss: Tensor, scales: LossScales, trace: Trace) -> None:
+    def _backward(self, loss: Tensor, scales: LossScales, trace: AbstractContextManager[object]) -> None:
         """The backward pass once more, watched, at the largest sound scale, or else at the smallest that was tried."""
         scale = max(scales.sound, default=min(trial.scale for trial in scales.trials))
         with trace:

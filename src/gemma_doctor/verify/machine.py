@@ -99,11 +99,12 @@ def give_back(device: torch.device) -> None:
 
 
 def waiting(device: torch.device) -> int:
-    """Bytes of outputs that a trace may keep until they are measured: a 64th of the memory that may be used."""
+    """Bytes of outputs that a trace may keep until they are measured: a 16th of the memory that is still free."""
     if device.type != "cuda":
         return 1 << 28
     whole = torch.cuda.get_device_properties(device).total_memory
-    return int(whole * torch.cuda.get_per_process_memory_fraction(device)) >> 6
+    usable = int(whole * torch.cuda.get_per_process_memory_fraction(device))
+    return max(usable - torch.cuda.memory_allocated(device), 0) >> 4
 
 
 @contextmanager

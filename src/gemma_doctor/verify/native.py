@@ -16,9 +16,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from threading import Lock
@@ -29,12 +29,11 @@ from torch import Tensor
 
 from gemma_doctor.kernels import outputs
 from gemma_doctor.verify.events import Events, Log, Origin, Spot
-from gemma_doctor.verify.operations import Operation, operation
-from gemma_doctor.verify.passing import VIEWS
+from gemma_doctor.verify.operations import operation
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.recording import BATCH
 
-__all__ = ["NativeRecording", "building"]
+__all__ = ["NativeTrace", "building"]
 
 _SOURCE = Path(__file__).with_name("recorder.cpp")
 
@@ -46,14 +45,12 @@ _UNKNOWN = -1
 _PATIENCE = 300.0
 """Seconds after which a compiler is given up."""
 
-_installing = Lock()
-
-_met: set[str] = set()
-"""Operations that a trace has met. The first is for all of aten; a later one for these, which takes 20 ms less."""
+_entered = Lock()
+"""Held by the trace that is entered."""
 
 
-class NativeRecording:
-    """See :class:`.recording.Recorder`, which it is; for models whose weights all have memory.
+class NativeTrace:
+    """A trace as :class:`.tracing.Trace` is one, for models whose weights all have memory and answer to nothing.
 
     Args:
         module: What :func:`building` gave.
@@ -66,43 +63,36 @@ class NativeRecording:
         self._places = places
         self._launched: list[_Measured] = []
         device = places.owners[0][0].device if places.owners else torch.device("cpu")
-        told = (_learn, *_measuring(self._launched))
+        told = (partial(_learn, device.type.upper()), *_measuring(self._launched))
         self._recorder = module.Recorder(
             places.storages, places.owners, BATCH, waiting, *told, list(outputs.in_place_dtypes(device)), device
         )
+        self._around = ExitStack()
 
-    @contextmanager
-    def below(self, trace: object) -> Iterator[None]:
-        """See :class:`.recording.Recorder`. One at a time in a process, and none where another mode is entered.
+    def __enter__(self) -> NativeTrace:  # noqa: PYI034  # Self needs Python 3.11
+        """Begin to record.
 
-        Where it is none, all operations reach the trace, and C++ must know the running module all the same.
+        Raises:
+            RuntimeError: If another one is entered: there is one at a time in a process.
         """
         with ExitStack() as around:
+            if not _entered.acquire(blocking=False):
+                raise RuntimeError("another model is being traced in this process: one at a time")
+            around.callback(_entered.release)
+            around.enter_context(torch.compiler.set_stance("force_eager"))  # what is compiled calls no operators
             around.enter_context(self._places.telling(self._recorder.runs))
-            if not torch._C._len_torch_dispatch_stack() and _installing.acquire(blocking=False):  # noqa: SLF001  # as passing.py
-                around.callback(_installing.release)
-                around.callback(self._module.Installed(self._recorder, trace, {*VIEWS}, _met).end)
-            yield
+            around.callback(self._module.Observing(self._recorder).end)
+            self._around = around.pop_all()
+        return self
 
-    def sources(self, values: Iterable[object]) -> list[Origin]:
-        """See :class:`.recording.Recorder`; as the numbers that C++ knows them by."""
-        found: list[Origin] = self._recorder.sources([value for value in values if isinstance(value, Tensor)])
-        return found
-
-    def spare(self, tensor: Tensor) -> None:
-        """See :class:`.recording.Recorder`."""
-        self._recorder.spare(tensor)
-
-    def note(self, output: Tensor, known: Operation, sources: list[Origin], unbounded: bool) -> None:  # noqa: FBT001
-        """See :class:`.recording.Recorder`."""
-        self._recorder.note(output, known.name, known.initialises, sources, unbounded)
-
-    def forget(self, tensor: Tensor) -> None:
-        """See :class:`.recording.Recorder`."""
-        self._recorder.forget(tensor)
+    def __exit__(self, kind: object, *_raised: object) -> None:
+        """Stop, and raise what has failed meanwhile, unless something else was raised."""
+        self._around.close()
+        if kind is None:
+            self._recorder.flush()
 
     def events(self) -> Events:
-        """See :class:`.recording.Recorder`."""
+        """Everything that was recorded so far."""
         self._recorder.flush()
         measured = sorted(self._launched, key=lambda item: item[0])
         starts, launched = tuple(start for start, _ in measured), tuple(one for _, one in measured)
@@ -128,13 +118,20 @@ def _measuring(launched: list[_Measured]) -> tuple[Callable[..., None], Callable
     return measure, scan
 
 
-def _learn(name: str, overload: str) -> tuple[str, list[int], list[int], list[int], bool, bool, bool]:
-    """What C++ has to know of an operation."""
-    _met.add(".".join(filter(None, (name.removeprefix("aten::"), overload))))
-    known = operation(getattr(getattr(torch.ops.aten, name.removeprefix("aten::")), overload or "default"))
+def _learn(device: str, name: str, overload: str) -> tuple[Any, ...]:
+    """What C++ has to know of an operation on a device: the fields of its ``Operation``."""
+    space, _, packet = name.partition("::")
+    found = getattr(getattr(getattr(torch.ops, space), packet), overload or "default")
+    known, schema = operation(found), found._schema  # noqa: SLF001  # torch's own modes read it too
     written = [place for place, _ in known.written]
-    made, besides = sorted(known.made), sorted(known.besides)
-    return known.name, made, besides, written, known.initialises, known.silent, known.numbers
+    keys = torch._C.DispatchKey  # noqa: SLF001  # no public name tells it
+    here, composition, autocast = (
+        found.has_kernel_for_dispatch_key(getattr(keys, key))
+        for key in (device, "CompositeImplicitAutograd", f"Autocast{device}")
+    )
+    sizes = len(schema.arguments), len(schema.returns)
+    kinds = known.initialises, known.silent, known.numbers, composition and not here, autocast
+    return known.name, sorted(known.made), sorted(known.besides), written, *sizes, *kinds
 
 
 def _log(columns: dict[str, Any]) -> Log:
@@ -215,7 +212,8 @@ def _command() -> list[str] | None:
     folders = [option for folder in library_paths() for option in (f"-L{folder}", f"-Wl,-rpath,{folder}")]
     return [
         *compiler,
-        *("-O2", "-std=c++20", "-fPIC", "-shared", "-fvisibility=hidden", f"-DTORCH_EXTENSION_NAME={_NAME}"),
+        *("-O2", "-std=c++20", "-fPIC", "-shared", "-fvisibility=hidden"),
+        *("-DNDEBUG", f"-DTORCH_EXTENSION_NAME={_NAME}"),  # without NDEBUG torch's own structs are of another size
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
         *(option for folder in includes for option in ("-isystem", folder)),
         str(_SOURCE),  # libraries come after what needs them

@@ -22,6 +22,9 @@ _UNINITIALISED = frozenset(
 _VIEWS = frozenset({"aten::_unsafe_view", "aten::_reshape_alias"})
 """Views that the schema does not mark as such."""
 
+_UNWRITTEN = frozenset({"aten::detach_", "aten::requires_grad_"})
+"""They write to what autograd knows of a tensor, and not to its numbers, as the schema has it."""
+
 _CONSTANT = "aten::lift_fresh"
 """What gives ``torch.tensor(1.0)`` its tensor: a view by its schema, of memory that nobody has seen yet."""
 
@@ -74,7 +77,7 @@ def operation(overload: Any) -> Operation:  # noqa: ANN401  # torch's OpOverload
     written = tuple(
         (place, argument.name)
         for place, argument in enumerate(schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
+        if argument.alias_info is not None and argument.alias_info.is_write and name not in _UNWRITTEN
     )
     returned = [str(value.type) if value.alias_info is None else "" for value in schema.returns]
     fresh = frozenset(place for place, kind in enumerate(returned) if "Tensor" in kind and name not in _VIEWS)

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
+
+from gemma_doctor.verify.passing import unseen
 
 __all__ = ["Call", "Compared", "Comparing", "Keeping", "Kept", "seeing", "worst"]
 
@@ -135,7 +136,7 @@ def seeing(model: nn.Module, see: Keeping | Comparing) -> Iterator[None]:
         if tensor is None or not tensor.numel() or any(tensor is last for last in passed):
             return
         passed[:] = [tensor]
-        with _disable_current_modes(), torch.no_grad():  # a trace must not see what is computed here
+        with unseen(), torch.no_grad():
             see(name, nth, module, tensor)
 
     handles = [

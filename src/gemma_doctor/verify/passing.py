@@ -1,4 +1,4 @@
-"""While a model is traced, operations that only show a tensor again do not reach Python: a third of a step's.
+"""What a trace does not see: what is done beside the model; and views, which are a third of a step's operations.
 
 torch calls a dispatch mode for every operation, and what that takes is most of what a trace costs. What a view shows
 has been measured where it was made, and lies at the same address. So the key by which torch calls a mode falls through
@@ -14,8 +14,9 @@ from threading import Lock
 
 import torch
 from torch import Tensor, library
+from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["VIEWS", "ordinary", "views_pass"]
+__all__ = ["VIEWS", "ordinary", "unseen", "views_pass"]
 
 VIEWS = (
     "_reshape_alias",
@@ -51,6 +52,18 @@ _held = ExitStack()
 def ordinary(tensors: Iterable[Tensor]) -> bool:
     """Whether no class of these tensors has an answer of its own to operations, as torchao's quantised weights do."""
     return not any(torch._C._dispatch_keys(tensor).has(_MODES) for tensor in tensors)  # noqa: SLF001
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """While it lasts, no trace sees what this thread does: neither a dispatch mode nor an observer of operators."""
+    observed = torch.autograd._enable_record_function  # noqa: SLF001  # torch's profiler calls it so too
+    observed(False)  # noqa: FBT003
+    try:
+        with _disable_current_modes():
+            yield
+    finally:
+        observed(True)  # noqa: FBT003
 
 
 @contextmanager

@@ -1,28 +1,27 @@
-// What tracing.py does for each operation, below Python: torch's table of operators is given this kernel in the place
-// where it would call a dispatch mode. Only operations that another mode or a tensor's class must see, or that do not
-// come from aten, still go through Python. native.py compiles this file and says when.
+// What tracing.py does for each operation, below Python: torch tells its observers of every call of an operator (this
+// is how its profiler learns of them), with what the call was given and what it gave. native.py compiles this file.
 
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/record_function.h>
+#include <c10/util/SmallVector.h>
 #include <c10/util/flat_hash_map.h>
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/DynamicTypes.h>
-#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/utils/pybind.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <exception>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -36,10 +35,13 @@ constexpr std::uint64_t END = std::uint64_t{1} << 63;
 
 constexpr std::int64_t UNKNOWN = -1;  // of an origin: nobody measured it; below it stand the names of parameters
 
-// The keys of torch's dispatcher that come behind modes, and those before them.
-const c10::DispatchKeySet BEHIND(c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::Python);
-const c10::DispatchKeySet BEFORE =
-    c10::DispatchKeySet(c10::DispatchKeySet::FULL) ^ BEHIND.add(c10::DispatchKey::Python);
+// The keys of torch's dispatcher by which autograd and dispatch modes see operations, and all that come before them.
+const c10::DispatchKeySet UNSEEN = c10::DispatchKeySet(c10::DispatchKeySet::FULL) ^
+                                   c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::Python);
+
+// Those by which a tensor is not itself but holds others: what is done with these is called in turn.
+const c10::DispatchKeySet HOLDING({c10::DispatchKey::Python, c10::DispatchKey::FuncTorchBatched,
+                                   c10::DispatchKey::FuncTorchGradWrapper});
 
 // What operations.py knows of an operation. Places are those of the schema.
 struct Operation {
@@ -47,9 +49,13 @@ struct Operation {
   std::vector<std::size_t> made;
   std::vector<std::size_t> besides;
   std::vector<std::size_t> written;
+  std::size_t taken;
+  std::size_t returned;
   bool initialises;
   bool silent;
   bool numbers;
+  bool composed;
+  bool cast;
 };
 
 // Texts by number, each once.
@@ -69,11 +75,14 @@ class Texts {
 
 // Where a tensor's memory begins, which its views share; 0 where it has none.
 std::uintptr_t address(const at::Tensor& tensor) {
-  return tensor.has_storage() ? reinterpret_cast<std::uintptr_t>(tensor.storage().data()) : 0;
+  return tensor.has_storage() && !tensor.key_set().has_any(HOLDING)
+             ? reinterpret_cast<std::uintptr_t>(tensor.storage().data())
+             : 0;
 }
 
 // The same memory in a tensor of its own: autograd looks at how many hold a gradient, and copies what others hold too.
 at::Tensor sharing(const at::Tensor& tensor) {
+  const c10::impl::ExcludeDispatchKeyGuard unseen(UNSEEN);
   return at::Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(0), false));
 }
 
@@ -87,6 +96,11 @@ void tensors_in(const c10::IValue& value, Visit visit) {
   } else if (value.isList()) {
     for (const c10::IValue& item : value.toListRef()) tensors_in(item, visit);
   }
+}
+
+// An operation's own arguments or results: a stack may hold others before them.
+at::ArrayRef<c10::IValue> last(at::ArrayRef<c10::IValue> stack, std::size_t number) {
+  return stack.slice(stack.size() - number, number);
 }
 
 // Whether it is a number that is infinite or NaN.
@@ -113,15 +127,17 @@ struct Before {
   }
 };
 
-// Whether a tensor that an operation is given is of a class that has an answer of its own, as in ordinary() of
-// passing.py.
-bool is_answered(const c10::OperatorHandle& handle, const torch::jit::Stack& stack) {
-  bool found = false;
-  for (const c10::IValue& value : torch::jit::last(stack, handle.schema().arguments().size())) {
-    tensors_in(value, [&](const at::Tensor& tensor) { found |= tensor.key_set().has(c10::DispatchKey::Python); });
-  }
-  return found;
-}
+// What is noted of a call when it begins.
+struct Begun : at::ObserverContext {
+  explicit Begun(const Operation& operation) : known(operation) {}
+  const Operation& known;
+  c10::SmallVector<std::int64_t, 4> sources;
+  c10::SmallVector<at::Tensor, 1> written;
+  bool unbounded = false;
+};
+
+// Whether this thread is within a call that is noted: what that calls in turn is its own affair.
+thread_local bool within = false;
 
 // What one trace has noted. Whoever holds its lock calls nothing that could wait for Python's: to run an operation, to
 // destroy a tensor.
@@ -144,11 +160,14 @@ class Recorder {
         learn_(std::move(learn)),
         measure_(std::move(measure)),
         scan_(std::move(scan)),
-        on_(on.type()) {
+        on_(on.type()),
+        autocast_(at::autocast::get_autocast_dispatch_key_from_device_type(on.type())) {
     for (const py::object& dtype : scanned) {
       scanned_.push_back(reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type);
     }
     modules_.number("");
+    adding_ = names_.number("aten.add");
+    adding_in_place_ = names_.number("aten.add_");
     for (const auto& [place, name] : origins) origins_[place] = UNKNOWN - 1 - parameters_.number(name);
     for (const auto& [tensor, module] : owners)
       owners_.try_emplace(tensor.unsafeGetTensorImpl(), modules_.number(module));
@@ -161,106 +180,55 @@ class Recorder {
     entered_ = entered;
   }
 
-  // Where these tensors come from.
-  Numbers sources(const Tensors& tensors) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    Numbers found;
-    for (const at::Tensor& tensor : tensors) found.push_back(origin(tensor));
-    return found;
-  }
-
-  // Has a pending output in this tensor's memory measured as it is now: a copy of it.
-  void spare(const at::Tensor& tensor) {
-    std::int64_t step = UNKNOWN;
-    at::Tensor waiting;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      const auto found = origins_.find(address(tensor));
-      if (found == origins_.end() || found->second < first_) return;
-      step = found->second;
-      waiting = pending_[step - first_];
-      origins_.erase(found);
-    }
-    at::Tensor copy = waiting.clone();
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (step >= first_) std::swap(pending_[step - first_], copy);  // and so destroyed without the lock
-  }
-
-  // Nothing is known any more of what this tensor's memory holds.
-  void forget(const at::Tensor& tensor) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    origins_.erase(address(tensor));
-  }
-
-  void note(const at::Tensor& output, const std::string& name, bool initialises, const Numbers& sources,
-            bool unbounded) {
-    std::int64_t number = 0;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      number = names_.number(name);
-    }
-    note(output, number, initialises, sources, unbounded);
-  }
-
-  // One operation of aten: runs it and notes what it wrote.
-  void run(const c10::OperatorHandle& handle, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-    const Operation& known = operation(handle);
-    if (known.silent) {
-      handle.redispatchBoxed(keys, stack);
-      return;
-    }
-    const std::size_t taken = handle.schema().arguments().size();
-    const std::size_t given = handle.schema().returns().size();
-    const auto arguments = torch::jit::last(*stack, taken);
-    Numbers sources;
-    bool unbounded = false;
+  // A call begins; null where it is not noted: it makes nothing, or is made of calls that are noted.
+  std::unique_ptr<Begun> begun(const at::RecordFunction& call) {
+    const Operation* known = operation(call);
+    if (known == nullptr || known->silent || known->composed) return nullptr;
+    const auto arguments = last(call.inputs(), known->taken);
+    auto noted = std::make_unique<Begun>(*known);
+    bool passing = false;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       for (const c10::IValue& value : arguments) {
-        tensors_in(value, [&](const at::Tensor& tensor) { sources.push_back(origin(tensor)); });
-        unbounded |= known.numbers && is_unbounded(value);
+        tensors_in(value, [&](const at::Tensor& tensor) {
+          passing |= passes(*known, tensor);
+          noted->sources.push_back(origin(tensor));
+        });
+        noted->unbounded |= known->numbers && is_unbounded(value);
       }
     }
-    Tensors outputs;
-    for (const std::size_t place : known.written) {
-      tensors_in(arguments[place], [&](const at::Tensor& tensor) { outputs.push_back(tensor); });
+    if (passing) return nullptr;
+    for (const std::size_t place : known->written) {
+      tensors_in(arguments[place], [&](const at::Tensor& tensor) { noted->written.push_back(tensor); });
     }
-    for (const at::Tensor& target : outputs) spare(target);
-    handle.redispatchBoxed(keys, stack);
-    const auto results = torch::jit::last(*stack, given);
-    for (const std::size_t place : known.made) {
-      tensors_in(results[place], [&](const at::Tensor& tensor) { outputs.push_back(tensor); });
-    }
-    for (const at::Tensor& output : outputs) {
-      spare(output);  // of two outputs in one memory, or of what is given back as it was
-      note(output, known.name, known.initialises, sources, unbounded);
-    }
+    for (const at::Tensor& target : noted->written) spare(address(target));
+    return noted;
+  }
+
+  // It ended; without outputs where it failed.
+  void ended(const at::RecordFunction& call, const Begun& noted) {
+    const Operation& known = noted.known;
+    if (call.outputs().size() < known.returned) return;
+    const auto results = last(call.outputs(), known.returned);
+    const auto note_each = [&](const at::Tensor& output) { note(output, noted); };
+    for (const at::Tensor& output : noted.written) note_each(output);
+    for (const std::size_t place : known.made) tensors_in(results[place], note_each);
     for (const std::size_t place : known.besides) {
       tensors_in(results[place], [&](const at::Tensor& tensor) { forget(tensor); });
     }
   }
 
-  // Has the pending outputs measured. Whoever calls this holds no lock.
+  // What an observer did not do is told by flush: torch only warns of its errors.
+  void failed() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!failure_) failure_ = std::current_exception();
+  }
+
+  // Has the pending outputs measured.
   void flush() {
-    Tensors taken;
-    std::int64_t start = 0;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      start = first_;
-      first_ += static_cast<std::int64_t>(pending_.size());
-      taken.swap(pending_);
-      bytes_ = 0;
-    }
-    if (taken.empty()) return;
-    const c10::impl::ExcludeDispatchKeyGuard unseen(BEFORE.add(c10::DispatchKey::Python));
-    const at::Device device = taken.front().device();
-    const at::Tensor where = device.type() == on_ ? described(taken) : at::Tensor();
-    const py::gil_scoped_acquire python;
-    if (where.defined()) {
-      scan_(start, where, device);
-    } else {
-      measure_(start, taken);
-    }
+    measure_pending();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));  // it holds all that its frames do
   }
 
   // What was noted, in columns (see events.py); texts and kinds by their numbers, and what these stand for.
@@ -318,32 +286,92 @@ class Recorder {
     return found == origins_.end() ? UNKNOWN : found->second;
   }
 
-  void note(const at::Tensor& output, std::int64_t name, bool initialises, const Numbers& sources, bool unbounded) {
-    const std::uintptr_t memory = address(output);
-    const bool measured = initialises && memory != 0 && output.is_floating_point() && output.numel() > 0;
-    if (!measured) return forget(output);
-    at::Tensor kept = sharing(output);  // which may ask another mode, in Python
-    bool full = false;
+  // Whether an operation on this tensor only calls others, which are noted: for each that a tensor holds, or itself
+  // once more, on what autocast has cast.
+  bool passes(const Operation& known, const at::Tensor& tensor) const {
+    return tensor.key_set().has_any(HOLDING) ||
+           (known.cast && tensor.key_set().has(autocast_) && !c10::impl::tls_is_dispatch_key_excluded(autocast_));
+  }
+
+  // The pending output that lies in this memory, and its step; undefined where none does.
+  std::pair<at::Tensor, std::int64_t> pending_in(std::uintptr_t memory) const {
+    const auto found = origins_.find(memory);
+    if (found == origins_.end() || found->second < first_) return {};
+    return {pending_[found->second - first_], found->second};
+  }
+
+  // Has what waits in this memory measured as it is now: a copy of it.
+  void spare(std::uintptr_t memory) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    auto [waiting, step] = pending_in(memory);
+    if (!waiting.defined()) return;
+    origins_.erase(memory);
+    lock.unlock();
     {
-      std::unique_lock<std::mutex> lock(mutex_);
-      while (!pending_.empty() && pending_.front().device() != output.device()) {  // a batch is of one device
-        lock.unlock();
-        flush();
-        lock.lock();
-      }
-      const auto step = static_cast<std::int64_t>(ops_.size());
-      origins_[memory] = step;
-      spots_.push_back(here());
-      ops_.push_back(name);
-      noted_.insert(noted_.end(), sources.begin(), sources.end());
-      ends_.push_back(static_cast<std::int64_t>(noted_.size()));
-      if (unbounded) unbounded_.push_back(step);
-      kinds_of_.push_back(kind(output));
-      pending_.push_back(std::move(kept));
-      bytes_ += output.nbytes();
-      full = bytes_ >= waiting_ || pending_.size() >= batch_;
+      const c10::impl::ExcludeDispatchKeyGuard unseen(UNSEEN);
+      waiting = waiting.clone();
     }
-    if (full) flush();
+    lock.lock();
+    if (step >= first_) std::swap(pending_[step - first_], waiting);  // and so destroyed without the lock
+    lock.unlock();
+  }
+
+  // Nothing is known any more of what this tensor's memory holds.
+  void forget(const at::Tensor& tensor) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    origins_.erase(address(tensor));
+  }
+
+  void note(const at::Tensor& output, const Begun& noted) {
+    const std::uintptr_t memory = address(output);
+    spare(memory);  // of two outputs in one memory, or of what is given back as it was
+    const bool defined = noted.known.initialises && memory != 0;
+    if (!defined || !output.is_floating_point() || output.numel() == 0) return forget(output);
+    at::Tensor kept = sharing(output);
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!pending_.empty() && pending_.front().device() != output.device()) {  // a batch is of one device
+      lock.unlock();
+      measure_pending();
+      lock.lock();
+    }
+    const auto step = static_cast<std::int64_t>(ops_.size());
+    origins_[memory] = step;
+    spots_.push_back(here());
+    // Between nodes autograd adds in place what nobody else holds, which depends on what waits here: one name for both.
+    const bool summing = spots_.back() >= 0 && noted.known.name == adding_in_place_;
+    ops_.push_back(summing ? adding_ : noted.known.name);
+    noted_.insert(noted_.end(), noted.sources.begin(), noted.sources.end());
+    ends_.push_back(static_cast<std::int64_t>(noted_.size()));
+    if (noted.unbounded) unbounded_.push_back(step);
+    kinds_of_.push_back(kind(output));
+    pending_.push_back(std::move(kept));
+    bytes_ += output.nbytes();
+    const bool full = bytes_ >= waiting_ || pending_.size() >= batch_;
+    lock.unlock();
+    if (full) measure_pending();
+  }
+
+  // Whoever calls this holds no lock.
+  void measure_pending() {
+    Tensors taken;
+    std::int64_t start = 0;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      start = first_;
+      first_ += static_cast<std::int64_t>(pending_.size());
+      taken.swap(pending_);
+      bytes_ = 0;
+    }
+    if (taken.empty()) return;
+    const c10::impl::ExcludeDispatchKeyGuard unseen(UNSEEN);
+    const at::Device device = taken.front().device();
+    const at::Tensor where = device.type() == on_ ? described(taken) : at::Tensor();
+    const py::gil_scoped_acquire python;
+    if (where.defined()) {
+      scan_(start, where, device);
+    } else {
+      measure_(start, taken);
+    }
   }
 
   std::int64_t kind(const at::Tensor& output) {
@@ -356,23 +384,28 @@ class Recorder {
     return found->second;
   }
 
-  // Known by where its schema lies, which stays there; hashing its name takes longer.
-  const Operation& operation(const c10::OperatorHandle& handle) {
-    const void* place = &handle.schema();
+  // Known by where the name in its schema lies, which stays there; hashing the name takes longer. Null where what is
+  // called is no operator: autograd tells of its nodes too.
+  const Operation* operation(const at::RecordFunction& call) {
+    const void* place = call.name();
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       const auto found = known_.find(place);
-      if (found != known_.end()) return found->second;
+      if (found != known_.end()) return &found->second;
     }
+    const auto name = call.operator_name();
+    if (!name) return nullptr;
     const py::gil_scoped_acquire python;
     using Places = std::vector<std::size_t>;
-    const auto [name, made, besides, written, initialises, silent, numbers] =
-        learn_(handle.operator_name().name, handle.operator_name().overload_name)
-            .cast<std::tuple<std::string, Places, Places, Places, bool, bool, bool>>();
+    const auto [text, made, besides, written, taken, returned, initialises, silent, numbers, composed, cast] =
+        learn_(name->name, name->overload_name)
+            .cast<std::tuple<std::string, Places, Places, Places, std::size_t, std::size_t, bool, bool, bool, bool,
+                             bool>>();
     const std::lock_guard<std::mutex> lock(mutex_);
-    return known_
-        .try_emplace(place, Operation{names_.number(name), made, besides, written, initialises, silent, numbers})
-        .first->second;
+    return &known_
+                .try_emplace(place, Operation{names_.number(text), made, besides, written, taken, returned, initialises,
+                                              silent, numbers, composed, cast})
+                .first->second;
   }
 
   std::mutex mutex_;
@@ -380,6 +413,7 @@ class Recorder {
   const py::function learn_, measure_, scan_;
   std::vector<c10::ScalarType> scanned_;
   const c10::DeviceType on_;
+  const c10::DispatchKey autocast_;
   Texts names_, modules_, parameters_;
   std::unordered_map<const void*, Operation> known_;  // references to what it holds stay valid
   std::unordered_map<const c10::TensorImpl*, std::int64_t> owners_;
@@ -390,59 +424,54 @@ class Recorder {
   Tensors pending_;
   std::int64_t first_ = 0;  // the step of the first pending output
   std::size_t bytes_ = 0;
-  std::int64_t module_ = 0;
+  std::int64_t module_ = 0, adding_, adding_in_place_;
   bool entered_ = false;
+  std::exception_ptr failure_;
 };
 
-// The recorder whose trace is entered, and that trace: one at a time in a process.
+// The recorder whose trace is entered: one at a time in a process.
 Recorder* active = nullptr;
-PyObject* trace = nullptr;
 
-void traced(const c10::OperatorHandle& handle, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  const c10::impl::ExcludeDispatchKeyGuard done(BEFORE);
-  const auto modes = c10::impl::TorchDispatchModeTLS::stack_len();
-  if (modes == 1 && c10::impl::TorchDispatchModeTLS::get_stack_at(0)->ptr(getPyInterpreter()) == trace &&
-      !is_answered(handle, *stack)) {
-    const c10::impl::ExcludeDispatchKeyGuard once(c10::DispatchKey::Python);
-    active->run(handle, keys & BEHIND, stack);
-  } else {  // what torch's own kernel does in this place
-    (*getPyInterpreter())->dispatch(handle, stack);
+// Has an observer do something, whose own calls are not noted.
+template <typename Do>
+void quietly(Do what) {
+  within = true;
+  try {
+    what();
+  } catch (...) {
+    active->failed();
   }
+  within = false;
 }
 
-// While it lives, operations of aten under this trace do not reach Python.
-class Installed {
+std::unique_ptr<at::ObserverContext> begun(const at::RecordFunction& call) {
+  std::unique_ptr<Begun> noted;
+  if (!within) quietly([&] { noted = active->begun(call); });
+  within |= noted != nullptr;
+  return noted;
+}
+
+void ended(const at::RecordFunction& call, at::ObserverContext* noted) {
+  if (noted != nullptr) quietly([&] { active->ended(call, *static_cast<Begun*>(noted)); });
+}
+
+// While it lives, this thread's operations are noted, and those of autograd's threads that run for it.
+class Observing {
  public:
-  // Args:
-  //   spared: Operations that are left as they are, by name and overload.
-  //   met: All others that are not; every one if it is empty.
-  Installed(Recorder& recorder, const py::object& mode, const std::unordered_set<std::string>& spared,
-            const std::unordered_set<std::string>& met)
-      : library_(torch::Library::IMPL, "aten", c10::DispatchKey::Python, __FILE__, __LINE__) {
+  explicit Observing(Recorder& recorder) {
     active = &recorder;
-    trace = mode.ptr();
-    for (const std::string& name : met.empty() ? all() : met) {
-      if (spared.count(name) == 0) {
-        library_.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&traced>());
-      }
-    }
-  }
-  static std::unordered_set<std::string> all() {
-    std::unordered_set<std::string> names;
-    for (const c10::OperatorName& name : c10::Dispatcher::singleton().getAllOpNames()) {
-      const bool given = name.overload_name.find("out") != std::string::npos;  // its outputs: models call none such
-      if (name.getNamespace() == "aten" && !given) names.insert(c10::toString(name).substr(sizeof("aten::") - 1));
-    }
-    return names;
+    handle_ = at::addThreadLocalCallback(at::RecordFunctionCallback(begun, ended)
+                                             .needsInputs(true)
+                                             .needsOutputs(true)
+                                             .scopes({at::RecordScope::FUNCTION}));
   }
   void end() {
-    library_.reset();
+    at::removeCallback(handle_);
     active = nullptr;
-    trace = nullptr;
   }
 
  private:
-  torch::Library library_;
+  at::CallbackHandle handle_;
 };
 
 }  // namespace
@@ -453,16 +482,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                     const std::vector<std::pair<at::Tensor, std::string>>&, std::size_t, std::size_t, py::function,
                     py::function, py::function, const std::vector<py::object>&, const at::Device&>())
       .def("runs", &Recorder::runs)
-      .def("sources", &Recorder::sources)
-      .def("spare", &Recorder::spare)
-      .def("forget", &Recorder::forget)
-      .def("note",
-           py::overload_cast<const at::Tensor&, const std::string&, bool, const Numbers&, bool>(&Recorder::note))
       .def("flush", &Recorder::flush, py::call_guard<py::gil_scoped_release>())
       .def("columns", &Recorder::columns);
-  py::class_<Installed>(module, "Installed")
-      .def(py::init<Recorder&, const py::object&, const std::unordered_set<std::string>&,
-                    const std::unordered_set<std::string>&>(),
-           py::keep_alive<1, 2>(), py::keep_alive<1, 3>())
-      .def("end", &Installed::end);
+  py::class_<Observing>(module, "Observing")
+      .def(py::init<Recorder&>(), py::keep_alive<1, 2>())
+      .def("end", &Observing::end);
 }

@@ -1,13 +1,8 @@
-"""What a trace notes of each output, and when outputs are measured: the part of it that is Python.
-
-:mod:`.native` holds the same in C++, for GPUs, where this takes longer than what it watches.
-"""
+"""What a trace notes of each output, and when outputs are measured."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 from torch import Tensor
 
@@ -16,42 +11,14 @@ from gemma_doctor.verify.events import Events, Kind, Log, Origin
 from gemma_doctor.verify.operations import Operation, address
 from gemma_doctor.verify.places import Places
 
-__all__ = ["BATCH", "Recorder", "Recording"]
+__all__ = ["BATCH", "Recording"]
 
 BATCH = 512
 """Outputs measured by one launch."""
 
 
-class Recorder(Protocol):
-    """What a trace needs."""
-
-    def below(self, trace: object) -> AbstractContextManager[object]:
-        """While it lasts, operations that this notes by itself do not reach the trace."""
-        ...
-
-    def sources(self, values: Iterable[object]) -> list[Origin]:
-        """Where the tensors among these values come from."""
-        ...
-
-    def spare(self, tensor: Tensor) -> None:
-        """Have a pending output in this tensor's memory measured as it is now: a copy of it, which costs no launch."""
-        ...
-
-    def note(self, output: Tensor, known: Operation, sources: list[Origin], unbounded: bool) -> None:  # noqa: FBT001
-        """Note an output of an operation, which is measured later."""
-        ...
-
-    def forget(self, tensor: Tensor) -> None:
-        """Nothing is known any more of what this tensor's memory holds."""
-        ...
-
-    def events(self) -> Events:
-        """Everything that was noted so far."""
-        ...
-
-
 class Recording:
-    """A recorder in Python.
+    """What a trace has noted so far.
 
     Args:
         places: The places of the model that runs.
@@ -72,24 +39,20 @@ class Recording:
         self._launched: list[Launched] = []
         self._starts: list[int] = []
 
-    def below(self, _trace: object) -> AbstractContextManager[object]:
-        """Nothing: all operations reach the trace."""
-        return nullcontext()
-
     def sources(self, values: Iterable[object]) -> list[Origin]:
-        """See :class:`Recorder`."""
+        """Where the tensors among these values come from."""
         origins = self._origins
         return [origins.get(address(value)) for value in values if isinstance(value, Tensor)]
 
     def spare(self, tensor: Tensor) -> None:
-        """See :class:`Recorder`."""
+        """Have a pending output in this tensor's memory measured as it is now: a copy of it, which costs no launch."""
         step, measured = self._origins.get(address(tensor)), len(self._log.kinds)
         if isinstance(step, int) and step >= measured:
             self._pending[step - measured] = self._pending[step - measured].clone()
             del self._origins[address(tensor)]
 
     def note(self, output: Tensor, known: Operation, sources: list[Origin], unbounded: bool) -> None:  # noqa: FBT001
-        """See :class:`Recorder`."""
+        """Note an output of an operation, which is measured later."""
         storage = address(output)
         if not (output.dtype.is_floating_point and storage and known.initialises and (size := output.nbytes)):
             self.forget(output)  # without an address: meta, where accelerate takes offloaded weights away
@@ -108,11 +71,11 @@ class Recording:
             self._flush()
 
     def forget(self, tensor: Tensor) -> None:
-        """See :class:`Recorder`."""
+        """Nothing is known any more of what this tensor's memory holds."""
         self._origins.pop(address(tensor), None)
 
     def events(self) -> Events:
-        """See :class:`Recorder`."""
+        """Everything that was noted so far."""
         self._flush()
         noted = self._log.copied()
         return Events(lambda: noted, self._places.marks.found, tuple(self._launched), tuple(self._starts))

@@ -22,11 +22,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from gemma_doctor.verify.offloaded import weights_of
 from gemma_doctor.verify.operations import address
+from gemma_doctor.verify.passing import unseen
 
 __all__ = ["Gather", "Streamed", "stream", "streamed"]
 
@@ -152,7 +152,7 @@ class _Filled:
             return False
         if tensor.untyped_storage().nbytes() != tensor.nbytes or not value.is_contiguous():
             return False
-        with _disable_current_modes(), torch.no_grad():
+        with unseen(), torch.no_grad():
             seen = tensor.as_strided((tensor.numel(),), (1,), 0)
             cast = value.to(tensor.dtype).view(-1)
             return bool(torch.equal(seen.view(torch.uint8), cast.view(torch.uint8)))
@@ -175,7 +175,7 @@ def _unpack(saved: Tensor | _Saved) -> Tensor:
     """What autograd kept."""
     if isinstance(saved, Tensor):
         return saved
-    with _disable_current_modes():
+    with unseen():
         again = saved.place.read(saved.device).to(saved.dtype).as_strided(saved.shape, saved.stride, saved.offset)
     saved.streamed.names[address(again)] = saved.place.name
     return again
@@ -212,7 +212,7 @@ class _Hook:
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # accelerate's
         """Fill the weights in; a trace does not see it."""
-        with _disable_current_modes():
+        with unseen():
             given = self.inner.pre_forward(module, *args, **kwargs)
         filled = [_Filled(place, module._parameters[place.short]) for place in self._places]  # noqa: SLF001
         self._filled.append(filled)
@@ -222,7 +222,7 @@ class _Hook:
     def post_forward(self, module: nn.Module, output: Any) -> Any:  # noqa: ANN401  # accelerate's
         """Take them away."""
         self.streamed.leave(self._filled.pop())
-        with _disable_current_modes():
+        with unseen():
             given = self.inner.post_forward(module, output)
         for place in self._places:
             place.put(place.empty)  # accelerate makes a new one each time, and tied ones become two

@@ -4,6 +4,7 @@ Module hooks see what a module returns. This sees the residual add between two m
 casts, and the gradients. Outputs wait in batches and are measured by one launch a batch; what is measured stays on the
 device until it is asked for, so tracing never waits for the device. What is done for each operation is little, since a
 step has tens of thousands: most of them are functions of tensors that give one new tensor, and take a short way.
+:mod:`.native` does the same in C++, for GPUs, where this takes longer than what it watches.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from gemma_doctor.verify.events import Events
 from gemma_doctor.verify.operations import Operation, operation, tensors_in
 from gemma_doctor.verify.passing import views_pass
 from gemma_doctor.verify.places import Places
-from gemma_doctor.verify.recording import Recorder, Recording
+from gemma_doctor.verify.recording import Recording
 
 __all__ = ["Trace"]
 
@@ -30,14 +31,13 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
     Args:
         places: The places of the model that runs.
         waiting: Bytes of outputs that may wait to be measured; they cannot be freed meanwhile.
-        recorder: What notes outputs; one in Python if None.
     """
 
-    def __init__(self, places: Places, waiting: int = 1 << 28, recorder: Recorder | None = None) -> None:
+    def __init__(self, places: Places, waiting: int = 1 << 28) -> None:
         super().__init__()
         self._ordinary = places.ordinary
         self._known: dict[int, Operation] = {}
-        self._recorder = recorder or Recording(places, waiting)
+        self._recorder = Recording(places, waiting)
         self._around: list[ExitStack] = []
 
     def __enter__(self) -> Trace:  # noqa: PYI034  # Self needs Python 3.11
@@ -45,7 +45,6 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]  # torch is not seen by th
         with ExitStack() as around:
             if self._ordinary:
                 around.enter_context(views_pass())
-                around.enter_context(self._recorder.below(self))
             super().__enter__()
             self._around.append(around.pop_all())
         return self
