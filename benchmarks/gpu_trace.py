@@ -99,12 +99,12 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch, without_tf32(0):
         folder = build(Path(scratch) / "e2b", E2B_CONFIG, lambda _, values: values)
-        rows = list(_rows(folder, arguments.only, profile=arguments.profile))
-    if arguments.profile:
-        return
-    print(HEADER)
-    for row in rows:
-        print(row.cells())
+        if not arguments.profile:
+            print(HEADER)
+        rows = []
+        for row in _rows(folder, arguments.only, profile=arguments.profile):
+            print(row.cells(), flush=True)
+            rows.append(row)
     if arguments.json:
         arguments.json.write_text(json.dumps([{key: getattr(row, key) for key in row.__slots__} for row in rows]))
 

@@ -21,7 +21,7 @@ from tokenizers.models import WordLevel
 from gemma_doctor import doctor
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.errors import UsageError
-from gemma_doctor.verify.inputs import batch, check_used
+from gemma_doctor.verify.inputs import batch
 from gemma_doctor.verify.loading import Subject, read_config
 from gemma_doctor.verify.measures import Measures, Request
 from gemma_doctor.verify.media import picture
@@ -214,10 +214,3 @@ def test_a_mark_of_byte_order_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbfwater")
     made = batch(found, "text", Request(length=2, text=tmp_path / "text.txt"))
     assert made.arguments["input_ids"].tolist() == [[1, 1]]
-
-
-def test_a_size_that_no_picture_would_have_is_refused(tmp_path: Path) -> None:
-    found = gemma3(tmp_path, "mixed")
-    with pytest.raises(UsageError, match=r"--image-size 64 would not be used .*: --modality leaves image out"):
-        check_used(found, ("text",), Request(side=64))
-    check_used(found, ("text", "image"), Request(side=64))

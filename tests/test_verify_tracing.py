@@ -146,6 +146,17 @@ def test_figures_are_those_of_the_moment(traced: Traced) -> None:
     ]
 
 
+def test_what_torch_hides_is_no_output(traced: Traced) -> None:
+    """As it does while it moves ``torch.tensor(0.5, device="cuda")`` to the GPU."""
+
+    def run() -> None:
+        with torch._C._DisableTorchDispatch():  # noqa: SLF001  # what torch does then has no public name
+            hidden = torch.ones(2)
+        hidden + 1
+
+    assert [(event.key[2], event.inputs) for event in traced(nn.Module(), run)] == [("aten.add", ())]
+
+
 def test_what_is_given_back_as_it_was_does_not_change_what_was_measured_before(traced: Traced) -> None:
     """In inference mode dropout is an operation, and what it gives is what it was given."""
 

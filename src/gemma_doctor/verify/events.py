@@ -34,6 +34,11 @@ Kind: TypeAlias = tuple[torch.dtype, torch.Size]
 """Dtype and shape."""
 
 
+_SUMMED, _SUMMED_IN_PLACE = "aten.add", "aten.add_"
+"""How autograd adds up gradients between its nodes. It does so in place where nobody else holds them, as a trace does
+until it has measured them: in another run of the model that may differ, so both have the first name."""
+
+
 @dataclass(slots=True)
 class Log:
     """What was noted of each output, in columns: an object for each would be looked at by each garbage collection.
@@ -165,7 +170,8 @@ class Events(Sequence[Event]):
     def _keys(self) -> list[Key]:
         counts: Counter[tuple[Place, str]] = Counter()
         keys: list[Key] = []
-        for place, op in zip(self.found(self.log.spots), self.log.ops, strict=True):
+        for spot, place, name in zip(self.log.spots, self.found(self.log.spots), self.log.ops, strict=True):
+            op = _SUMMED if name == _SUMMED_IN_PLACE and isinstance(spot, int) else name
             keys.append((*place, op, counts[place, op]))
             counts[place, op] += 1
         return keys

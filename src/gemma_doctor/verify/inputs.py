@@ -95,7 +95,7 @@ def check_used(subject: Subject, modalities: Sequence[Modality], request: Reques
         request: What the user gave.
 
     Raises:
-        UsageError: If there is such a one.
+        UsageError: If there is such a file.
     """
     used = {*modalities, *(("text",) if "text" in subject.modalities else ())}  # pictures and sounds come with words
     given: tuple[tuple[Modality, Path | None], ...] = (
@@ -108,9 +108,6 @@ def check_used(subject: Subject, modalities: Sequence[Modality], request: Reques
             takes = f"a {subject.build.__name__} takes {', '.join(subject.modalities)}"
             why = f"{takes} only" if modality not in subject.modalities else f"--modality leaves {modality} out"
             raise UsageError(f"--{modality} {file} would not be used: {why}")
-    if request.side is not None and "image" not in used:
-        why = "it takes no pictures" if "image" not in subject.modalities else "--modality leaves image out"
-        raise UsageError(f"--image-size {request.side} would not be used by a {subject.build.__name__}: {why}")
 
 
 def _ids(subject: Subject, request: Request) -> tuple[Tensor, str]:

@@ -166,8 +166,6 @@ class Recorder {
       scanned_.push_back(reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type);
     }
     modules_.number("");
-    adding_ = names_.number("aten.add");
-    adding_in_place_ = names_.number("aten.add_");
     for (const auto& [place, name] : origins) origins_[place] = UNKNOWN - 1 - parameters_.number(name);
     for (const auto& [tensor, module] : owners)
       owners_.try_emplace(tensor.unsafeGetTensorImpl(), modules_.number(module));
@@ -337,9 +335,7 @@ class Recorder {
     const auto step = static_cast<std::int64_t>(ops_.size());
     origins_[memory] = step;
     spots_.push_back(here());
-    // Between nodes autograd adds in place what nobody else holds, which depends on what waits here: one name for both.
-    const bool summing = spots_.back() >= 0 && noted.known.name == adding_in_place_;
-    ops_.push_back(summing ? adding_ : noted.known.name);
+    ops_.push_back(noted.known.name);
     noted_.insert(noted_.end(), noted.sources.begin(), noted.sources.end());
     ends_.push_back(static_cast<std::int64_t>(noted_.size()));
     if (noted.unbounded) unbounded_.push_back(step);
@@ -424,7 +420,7 @@ class Recorder {
   Tensors pending_;
   std::int64_t first_ = 0;  // the step of the first pending output
   std::size_t bytes_ = 0;
-  std::int64_t module_ = 0, adding_, adding_in_place_;
+  std::int64_t module_ = 0;
   bool entered_ = false;
   std::exception_ptr failure_;
 };
@@ -444,9 +440,11 @@ void quietly(Do what) {
   within = false;
 }
 
+// Not what torch hides from modes too: how it fills constants.
 std::unique_ptr<at::ObserverContext> begun(const at::RecordFunction& call) {
   std::unique_ptr<Begun> noted;
-  if (!within) quietly([&] { noted = active->begun(call); });
+  if (!within && !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::Python))
+    quietly([&] { noted = active->begun(call); });
   within |= noted != nullptr;
   return noted;
 }
