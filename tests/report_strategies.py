@@ -99,7 +99,7 @@ failures = st.builds(
     config=st.dictionaries(texts, scalars, max_size=2),
     reference_absmax=st.none() | sizes,
 )
-drifts = st.builds(Drift, st.none() | finite, shares)
+drifts = st.builds(Drift, st.none() | finite, shares, st.none() | sizes)
 trials = st.builds(
     LossScaleTrial,
     st.floats(0, exclude_min=True, allow_infinity=False),

@@ -44,9 +44,9 @@ RUNS = (
         seconds=0.25,
         loss=None,
         reference_loss=6.5,
-        drift=Drift(None, 0.25),
-        bfloat16_drift=Drift(0.125, 1.0),
-        against_drift=Drift(0.5, 0.75),
+        drift=Drift(None, 0.25, None),
+        bfloat16_drift=Drift(0.125, 1.0, 0.0625),
+        against_drift=Drift(0.5, 0.75, 0.375),
         modules=(ModuleDrift("tower.conv", "Conv2d", 65504.0, 2, 131008.0, None, 0.01, 0.5, 0.25),),
         first_failure=FAILURE,
         loss_scales=LossScales(
@@ -58,7 +58,7 @@ RUNS = (
             )
         ),
     ),
-    Run("image", "1 image of 768 x 768", 1, 0.5),
+    Run("image", "1 image of 768 x 768", 1, 0.5, loss=2.5, loss_scales=LossScales((LossScaleTrial(4.0, "sound"),))),
 )
 VERIFICATION = Verification(
     device="cpu",

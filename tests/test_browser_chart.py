@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from browsers import chromium, opened, saved
 from pages import SICK
 from playwright.sync_api import Browser
 from sample_reports import PUBLISHED, report, tensor
-from sample_verifications import verified
+from sample_verifications import activation, verified
 
 from gemma_doctor.reports.page import to_html
 
@@ -65,6 +66,38 @@ def test_the_chart_draws_the_limits_and_dims_what_the_filter_leaves_out(browser:
         assert seen.count(".chart.weights .points.dim") == 1
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("page", "chart"), [(PAGE, ".chart.weights"), (VERIFIED, ".chart.activations")])
+def test_the_numbers_of_the_limits_stand_beside_the_points_and_apart(
+    browser: Browser, tmp_path: Path, page: str, chart: str, width: int
+) -> None:
+    with opened(browser, saved(page, tmp_path), width) as seen:
+        drawing = seen.page.locator(f"{chart} svg").first
+        points = drawing.locator(".limit").evaluate_all("(all) => all.map((one) => one.getBoundingClientRect().right)")
+        edge = drawing.evaluate("(svg) => svg.getBoundingClientRect().right")
+        labels = drawing.locator(".limit-label").evaluate_all(
+            "(all) => all.map((one) => one.getBoundingClientRect()).map((at) => [at.left, at.right, at.top, at.bottom])"
+        )
+        assert len(labels) == 3
+        assert min(left for left, *_ in labels) > max(points)
+        assert max(right for _, right, *_ in labels) <= edge
+        assert sorted(labels, key=lambda box: box[2]) == labels
+        assert all(upper[3] <= lower[2] + 4 for upper, lower in pairwise(labels))  # a line is higher than a digit
+
+
+def test_what_float16_does_not_bound_is_pale_and_named(browser: Browser, tmp_path: Path) -> None:
+    """Numbers of other dtypes may lie beyond 65504 in a run that is sound."""
+    wider = replace(activation("aten._to_copy", "model.norm"), dtype="F32")
+    page = to_html(replace(verified(), tensors=(), activations=(activation(), wider)))
+    with opened(browser, saved(page, tmp_path)) as seen:
+        chart = ".chart.activations"
+        assert seen.count(f"{chart} .points.forward") == 2
+        assert seen.count(f"{chart} .points.forward.wide") == 1
+        opacity = "(one) => Number(getComputedStyle(one).opacity)"
+        assert seen.page.locator(f"{chart} .points.wide").first.evaluate(opacity) < 0.5
+        assert seen.texts("#running .legend li")[:2] == ["forward", "forward, not float16"]
+
+
 def test_what_a_tensor_was_before_is_drawn_and_told(browser: Browser, tmp_path: Path) -> None:
     after = report(tensors=[replace(PUBLISHED[0], stats=tensor("x", 3.0).stats), *PUBLISHED[1:]])
     with opened(browser, saved(to_html(after, before=SICK), tmp_path)) as seen:
@@ -96,5 +129,5 @@ def test_activations_are_drawn_with_the_first_failure_marked(browser: Browser, t
         assert seen.count(".chart.activations .fault") == 1
         chart.press("End")
         assert seen.texts("#tip") == [
-            "tower.conv\naten.convolution, forward, step 7: largest magnitude 65504\n4 NaN or inf"
+            "tower.conv\naten.convolution, F16, forward, step 7: largest magnitude 65504\n4 NaN or inf"
         ]

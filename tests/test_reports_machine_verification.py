@@ -115,8 +115,10 @@ def test_loss_scales_and_drift_are_in_the_document() -> None:
     assert run["loss_scales"]["room"] == 3.0
     last = {"scale": 32.0, "outcome": "overflow", "module": "b", "parameters": 1}
     assert run["loss_scales"]["trials"][3] == last
-    assert (run["drift"], run["bfloat16_drift"]) == ({"kl": None, "top1": 0.25}, {"kl": 0.125, "top1": 1.0})
-    assert run["against_drift"] == {"kl": 0.5, "top1": 0.75}
+    assert run["output"] == "logits"
+    assert run["drift"] == {"kl": None, "top1": 0.25, "error": None}
+    assert run["bfloat16_drift"] == {"kl": 0.125, "top1": 1.0, "error": 0.0625}
+    assert run["against_drift"] == {"kl": 0.5, "top1": 0.75, "error": 0.375}
     assert (run["modules"][0]["collapsed"], run["modules"][0]["mean_square_min"]) == (0.5, 0.25)
 
 

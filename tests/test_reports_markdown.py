@@ -173,10 +173,10 @@ def test_a_verification_names_the_first_failure_and_the_least_room() -> None:
     text = to_markdown(verified())
     assert r"**Verification** on cpu: forward and backward, tower.\* frozen, mode half." in text
     assert (
-        "| text: `32 tokens` | 2 | `aten.convolution` in `tower.conv` | KL not finite, same top token 25.0% "
-        "(bfloat16: KL 0.125 nats, same top token 100.0%) | 2 to 16 (3 bits) |" in text
+        "| text: `32 tokens` | 2 | `aten.convolution` in `tower.conv` | KL not finite, top-1 25.0% "
+        "(bfloat16: KL 0.125 nats, top-1 100.0%) | 2 to 16 (3 bits) |" in text
     )
-    assert "| image: `1 image of 768 x 768` | 1 | none | - | - |" in text
+    assert "| image: `1 image of 768 x 768` | 1 | none | - | 4 to 4 (0 bits) |" in text
     assert (
         "First failure with text (forward): `aten.convolution` in `tower.conv`: 4 inf of 8 elements. In the reference "
         "its largest magnitude is 131,008.000, 1 bits beyond float16's range." in text

@@ -107,7 +107,7 @@ def test_what_was_set_aside_left_out_or_remarked_is_there() -> None:
     text = shown(left).text
     for words in (
         "known since May",
-        "lost.weight its file is cut short",
+        "lost.weight: its file is cut short",
         "an entry without a finding",
         "This is not all.",
     ):

@@ -214,3 +214,31 @@ def test_a_mark_of_byte_order_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbfwater")
     made = batch(found, "text", Request(length=2, text=tmp_path / "text.txt"))
     assert made.arguments["input_ids"].tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(length=4, side=56), r"Its config names pictures of 28 px: leave out --image-size$"),
+        (Request(length=4, side=28), None),
+    ],
+)
+def test_pictures_that_the_model_was_not_made_for_are_told(
+    tmp_path: Path, request_: Request, message: str | None
+) -> None:
+    config = tiny_gemma3_multimodal_config()
+    root = write(tmp_path / "checkpoint", healthy(config), config)
+    measures = Measures(backward=False, reference="none", modalities=("image",), request=request_)
+    if message is None:
+        assert doctor.verify(root, measures, device="cpu").complete
+        return
+    with pytest.raises(UsageError, match=message):
+        doctor.verify(root, measures, device="cpu")
+
+
+def test_texts_that_cannot_be_joined_to_a_batch_are_told(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16}
+    config = transformers.LlamaConfig(**sizes, num_hidden_layers=1, vocab_size=64, num_labels=3)
+    transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
+    with pytest.raises(UsageError, match=r"Its config names no pad_token_id: .* or leave out --batch$"):
+        doctor.verify(tmp_path / "classifier", Measures(request=Request(length=4, size=2)), device="cpu")

@@ -220,7 +220,8 @@ def test_gd404_is_silent_where_an_operation_is_named() -> None:
         (scales((0, "sound"), (4, "sound"), (5, "overflow")), False),
         (scales((0, "underflow"), (9, "sound"), (12, "sound"), (13, "overflow")), True),
         (scales((0, "underflow"), (1, "overflow")), True),
-        (scales((3, "underflow")), False),  # the user's own: nothing is known of a window
+        (scales((3, "sound")), False),  # the user's own: nothing is known of a window
+        (scales((3, "underflow")), True),  # but of this scale
     ],
 )
 def test_gd405_needs_four_bits_of_room(window: LossScales, found: bool) -> None:  # noqa: FBT001
@@ -236,3 +237,16 @@ def test_gd405_names_the_layers_on_both_sides() -> None:
         "image run: loss scales from 2^9 to 2^12 are sound, 3 bits of room; above, gradients of layer13 overflow; "
         "below, those of layer8 vanish"
     )
+
+
+ERROR = st.floats(0, 1) | st.floats(0, 3e-3) | st.none()
+
+
+@given(ERROR, ERROR)
+def test_gd404_compares_the_errors_of_what_are_no_logits(own: float | None, beside: float | None) -> None:
+    """Whatever a divergence would say of them."""
+    encoding = replace(SOUND, output="last_hidden_state", drift=Drift(9.0, 0.0, own))
+    found = find(replace(encoding, bfloat16_drift=Drift(0.0, 1.0, beside)))
+    further = beside is not None and (own is None or own > max(beside, 2.0**-10))
+    assert [finding.rule for finding in found] == ["GD404"] * further
+    assert all("last_hidden_state" in finding.message and "logits" not in finding.message for finding in found)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
+import tiny_models  # noqa: F401  # makes torchvision importable beside a torch for CPUs
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    CausalLMOutput,
+    QuestionAnsweringModelOutput,
+    SemanticSegmenterOutput,
+)
 
 from gemma_doctor.verify.offloaded import tensors_of
 from gemma_doctor.verify.step import forward, gradients, parameter_stats
@@ -39,15 +45,37 @@ SEEN = torch.tensor([[1.0, 2.0]])
 
 
 def test_the_logits_are_the_answer_and_the_models_own_loss_is_the_loss() -> None:
-    answer = SimpleNamespace(logits=SEEN, loss=torch.tensor(7.0, dtype=torch.float16))
+    answer = CausalLMOutput(logits=SEEN, loss=torch.tensor(7.0, dtype=torch.float16))
     step = forward(Answering(answer), {}, CPU, amp=False)
     assert (step.logits.tolist(), step.loss.tolist(), step.loss.dtype) == (SEEN.tolist(), 7.0, torch.float32)
+    assert step.name == "logits"
 
 
-@pytest.mark.parametrize("answer", [(SEEN, SEEN + 1), {0: SEEN, "logits": 5}], ids=["tuple", "no attributes"])
-def test_without_logits_the_first_output_is_the_answer(answer: object) -> None:
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ((SEEN, SEEN + 1), "first output"),
+        (BaseModelOutputWithPooling(SEEN, SEEN + 1), "last_hidden_state"),
+        (QuestionAnsweringModelOutput(start_logits=SEEN, end_logits=SEEN + 1), "start_logits"),
+    ],
+)
+def test_without_logits_the_first_output_is_the_answer_and_named(answer: object, name: str) -> None:
     step = forward(Answering(answer), {}, CPU, amp=False)
     assert (step.logits.tolist(), step.loss.tolist()) == (SEEN.tolist(), 2.5)  # the mean of its squares
+    assert step.name == name
+
+
+def test_a_loss_is_not_what_is_compared() -> None:
+    answer = QuestionAnsweringModelOutput(loss=torch.tensor(7.0), start_logits=SEEN, end_logits=SEEN + 1)
+    step = forward(Answering(answer), {}, CPU, amp=False)
+    assert (step.logits.tolist(), step.loss.tolist()) == (SEEN.tolist(), 7.0)
+
+
+def test_the_classes_of_a_segmentation_come_last() -> None:
+    """There each point of the picture has a distribution, and a row of points is none."""
+    answer = SemanticSegmenterOutput(logits=torch.arange(24.0).reshape(1, 3, 2, 4))
+    step = forward(Answering(answer), {}, CPU, amp=False)
+    assert step.logits[0, 1, 2].tolist() == [6, 14, 22]
 
 
 def test_a_sound_float16_output_has_a_finite_loss() -> None:

@@ -161,15 +161,18 @@ class ModuleDrift:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Logits against the reference's, over all positions.
+    """A run's output against the reference's, over all positions.
 
     Attributes:
-        kl: Mean Kullback-Leibler divergence KL(reference || run), in nats; None where it is not finite.
-        top1: Share of positions at which both have the same most likely token.
+        kl: Mean Kullback-Leibler divergence KL(reference || run) of the distributions that the numbers are the logits
+            of, in nats; None where it is not finite.
+        top1: Share of positions at which both have the same most likely class.
+        error: ||y' - y|| / ||y|| over all elements (Frobenius norms); None where it is not finite.
     """
 
     kl: float | None
     top1: float
+    error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +224,11 @@ class Run:
         seconds: Wall-clock time of the traced pass.
         loss: Loss of the float16 run; None where it is not finite, or there is none.
         reference_loss: Loss of the reference.
-        drift: Logits against the reference's; None without one.
+        output: What of the model's output is compared, by transformers' name: ``logits``, or, of a model without a
+            head, its first output, such as ``last_hidden_state``.
+        drift: It against the reference's; None without one.
         bfloat16_drift: The same for a bfloat16 run.
-        against_drift: The reference's logits against those of the other checkpoint's reference.
+        against_drift: The reference's against that of the other checkpoint's reference.
         modules: Each module's output against the reference's, in the order of execution.
         first_failure: The operation that failed first; None where none did.
         loss_scales: The search for a loss scale; None without a backward pass.
@@ -235,6 +240,7 @@ class Run:
     seconds: float
     loss: float | None = None
     reference_loss: float | None = None
+    output: str = "logits"
     drift: Drift | None = None
     bfloat16_drift: Drift | None = None
     against_drift: Drift | None = None
@@ -244,8 +250,13 @@ class Run:
 
     @property
     def unjudged(self) -> bool:
-        """Whether its logits are not finite and no operation failed: then the reference's are not finite either."""
+        """Whether its output is not finite and no operation failed: then the reference's is not finite either."""
         return self.drift is not None and self.drift.kl is None and self.first_failure is None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether what is compared are logits: of other numbers a divergence and a most likely class say nothing."""
+        return self.output.endswith("logits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +266,7 @@ class Verification:
     Attributes:
         device: What it ran on, in words.
         mode: ``half`` or ``amp``.
-        backward: Whether gradients were computed.
+        backward: Whether gradients were asked for.
         guarded: Whether the float16-safe kernels took the place of the model's own.
         runs: One for each kind of input.
         imitated: What of a T4 was imitated, a sentence each.
@@ -275,6 +286,11 @@ class Verification:
     against: str | None = None
     peak_memory: int | None = None
     frozen: tuple[str, ...] = ()
+
+    @property
+    def trained(self) -> bool:
+        """Whether any run came to its backward pass."""
+        return any(run.loss_scales is not None for run in self.runs)
 
     @property
     def sound(self) -> bool:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EPILOG", "command"]
 
+_SCALES = (2.0**-64, 2.0**64)
+"""Times such a scale a loss stays far within float32; torch's GradScaler begins with 2**16."""
+
 EPILOG = """Examples:
 
 \b
@@ -103,7 +106,7 @@ class Manner:
     freeze: Annotated[Words, option(RUNNING, "GLOB", "Do not train parameters of these names. Repeatable.")] = None
     reference: Annotated[Reference, choice(RUNNING, REFERENCES, "What float16 is compared with.")] = REFERENCES[0]
     against: Annotated[
-        str | None, option(RUNNING, "SOURCE", "Compare float32 logits with those of this checkpoint, too.")
+        str | None, option(RUNNING, "SOURCE", "Compare its float32 output with this checkpoint's, too.")
     ] = None
     memory_limit: Annotated[
         float | None, option(RUNNING, "GIB", "Memory that tensors may take on a GPU; 16 imitates a T4.", min=0.1)
@@ -126,6 +129,8 @@ class Manner:
             scale = 0.0
         if not 0 < scale < float("inf"):
             raise UsageError(f"--loss-scale {self.loss_scale} is neither auto nor a positive number")
+        if not _SCALES[0] <= scale <= _SCALES[1]:
+            raise UsageError(f"--loss-scale {self.loss_scale}: take one from 2^-64 to 2^64; the loss is float32")
         return scale
 
     def measures(self, inputs: Inputs) -> Measures:
@@ -136,6 +141,10 @@ class Manner:
         """
         if self.no_backward and self.freeze:
             raise UsageError("--freeze says what is not trained, and --no-backward trains nothing: leave one out")
+        backward = {"--loss-scale": self.scale() is not None, "--gradient-checkpointing": self.gradient_checkpointing}
+        idle = [name for name, is_given in backward.items() if is_given and self.no_backward]
+        if idle:
+            raise UsageError(f"{idle[0]} is about the backward pass, which --no-backward leaves out: leave one out")
         return Measures(
             device=self.device,
             mode=self.mode,

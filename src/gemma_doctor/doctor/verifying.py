@@ -47,7 +47,7 @@ def verify(  # noqa: PLR0913  # how to run, how to judge, and who is told, each 
         measures: How to run it.
         options: Which rules to apply, and what the user has set aside.
         device: Where to run, if not where ``measures`` says.
-        against: Another checkpoint, whose logits in float32 are compared with this one's.
+        against: Another checkpoint, whose output in float32 is compared with this one's.
         step: Told what is done next, in words, such as ``"text run in float32, backward"``.
 
     Returns:

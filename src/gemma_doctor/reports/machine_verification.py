@@ -61,6 +61,7 @@ def _run(run: Run) -> dict[str, Any]:
         "seconds": strict(run.seconds),
         "loss": strict(run.loss),
         "reference_loss": strict(run.reference_loss),
+        "output": run.output,
         "drift": None if run.drift is None else _drift(run.drift),
         "bfloat16_drift": None if run.bfloat16_drift is None else _drift(run.bfloat16_drift),
         "against_drift": None if run.against_drift is None else _drift(run.against_drift),
@@ -71,7 +72,7 @@ def _run(run: Run) -> dict[str, Any]:
 
 
 def _drift(drift: Drift) -> dict[str, Any]:
-    return {"kl": strict(drift.kl), "top1": strict(drift.top1)}
+    return {"kl": strict(drift.kl), "top1": strict(drift.top1), "error": strict(drift.error)}
 
 
 def _failure(failure: FailingOp) -> dict[str, Any]:

@@ -172,12 +172,12 @@ def _listed(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _not_measured(report: Report) -> Iterator[str]:
-    noun = "tensor" if report.verification is None else "run"
+    what = ("Not measured", "tensor") if report.verification is None else ("Not judged", "run")
     reasons: dict[str, list[str]] = {}
     for item in report.coverage.skipped:
         reasons.setdefault(item.reason, []).append(item.tensor)
     for reason, tensors in reasons.items():
-        yield f"**Not measured: {counted(len(tensors), noun)}** ({names(tensors)}), {prose(reason, 500)}"
+        yield f"**{what[0]}: {counted(len(tensors), what[1])}** ({names(tensors)}), {prose(reason, 500)}"
 
 
 def _set_aside(report: Report) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from gemma_doctor.records import Report
 from gemma_doctor.reports.convolutions import number
+from gemma_doctor.reports.judged import without_backward
 from gemma_doctor.reports.markdown_text import cell, code, prose
 from gemma_doctor.reports.names import clipped
 from gemma_doctor.reports.wording import counted, listed
@@ -26,7 +27,8 @@ def verification_lines(report: Report) -> Iterator[str]:
     yield "| input | operations | first failure | drift from the reference | loss scales |"
     yield "| --- | ---: | --- | --- | --- |"
     for run in verification.runs:
-        yield f"| {_input(run)} | {run.operations:,} | {_failed(run.first_failure)} | {_drift(run)} | {_scales(run)} |"
+        outcome = f"{_failed(run.first_failure)} | {_drift(run)} | {_scales(report, run)}"
+        yield f"| {_input(run)} | {run.operations:,} | {outcome} |"
     for run in verification.runs:
         if run.first_failure is not None:
             yield ""
@@ -35,7 +37,7 @@ def verification_lines(report: Report) -> Iterator[str]:
 
 
 def _how(verification: Verification) -> str:
-    passes = "forward and backward" if verification.backward else "forward"
+    passes = "forward and backward" if verification.trained else "forward"
     guarded = ", with the float16-safe kernels" if verification.guarded else ""
     frozen = "".join(f", {clipped(glob, 100)} frozen" for glob in verification.frozen)
     return prose(f"on {clipped(verification.device, 100)}: {passes}{frozen}, mode {verification.mode}{guarded}.")
@@ -55,15 +57,20 @@ def _failed(failure: FailingOp | None) -> str:
 
 def _drift(run: Run) -> str:
     both = ((run.drift, ""), (run.bfloat16_drift, " (bfloat16: {})"))
-    return "".join((form or "{}").format(_one_drift(drift)) for drift, form in both if drift is not None) or "-"
+    said = "".join((form or "{}").format(_one_drift(run, drift)) for drift, form in both if drift is not None)
+    return (said if run.classifies else f"{_in_cell(run.output)}: relative error {said}") if said else "-"
 
 
-def _one_drift(drift: Drift) -> str:
+def _one_drift(run: Run, drift: Drift) -> str:
+    if not run.classifies:
+        return "not finite" if drift.error is None else f"{drift.error:.3g}"
     divergence = "not finite" if drift.kl is None else f"{drift.kl:.3g} nats"
-    return f"KL {divergence}, same top token {drift.top1:.1%}"
+    return f"KL {divergence}, top-1 {drift.top1:.1%}"
 
 
-def _scales(run: Run) -> str:
+def _scales(report: Report, run: Run) -> str:
+    if why := without_backward(report, run):
+        return why
     if run.loss_scales is None:
         return "-"
     sound, room = run.loss_scales.sound, run.loss_scales.room

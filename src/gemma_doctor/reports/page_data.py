@@ -115,6 +115,7 @@ def _operations(run: Run, found: Sequence[Activation]) -> dict[str, Any]:
         "module": [modules[one.module] for one in found],
         "op": [_name(one.op) for one in found],
         "phase": [one.phase for one in found],
+        "dtype": [_name(one.dtype) for one in found],
         "step": [one.step for one in found],
         "absmax": [_number(one.peak) for one in found],
         "nonfinite": [one.nonfinite for one in found],

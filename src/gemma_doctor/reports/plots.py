@@ -80,7 +80,7 @@ def _figure(report: Report) -> Figure:
     _scale(axes, shown)
     for dots in shown.dots:
         _points(axes, dots, 18 if shown.count < _MANY else 8)
-    _limits(axes, max(shown.count - 1, 1))
+    _limits(axes)
     _parts(axes, shown)
     for callout in shown.callouts:
         _name(axes, callout, shown.count)
@@ -126,12 +126,12 @@ def _note(axes: Axes, words: str, at: tuple[float, float], shift: tuple[float, f
     axes.annotate(words, at, xytext=shift, textcoords="offset points", **given)
 
 
-def _limits(axes: Axes, last: int) -> None:
+def _limits(axes: Axes) -> None:
+    """The limits, their numbers beside the points and not over them."""
     for value, words, style, colour in _LIMITS:
         axes.axhline(value, color=colour, linestyle=style, linewidth=1.2)
-        shift, side = (-3, "top") if value == FP16_MAX / 2 else (3, "bottom")
-        ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
-        _note(axes, words, (last, value), (0, shift), ha="right", va=side, fontweight="bold", bbox=ground)
+        side = "top" if value == FP16_MAX / 2 else "bottom" if value == FP16_MAX else "center"
+        _note(axes, words, (1, value), (4, 0), xycoords=("axes fraction", "data"), va=side, fontweight="bold")
 
 
 def _parts(axes: Axes, shown: Picture) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from gemma_doctor.records import Report
+from gemma_doctor.reports.judged import without_backward
 from gemma_doctor.reports.sheet import Sheet
 from gemma_doctor.reports.wording import counted, size
 from gemma_doctor.verifications import Activation, Drift, LossScales, Run, Verification, bits
@@ -21,7 +22,7 @@ def write_runs(report: Report, sheet: Sheet) -> None:
     for run in verification.runs:
         sheet.blank()
         sheet.paragraph((f"{run.modality} run", "bold"), f": {run.inputs}", hang=2)
-        for line in _lines(run, report.activations):
+        for line in (*_lines(run, report.activations), *_backward(report, run)):
             sheet.paragraph(line, indent=2, hang=2)
     sheet.blank()
     for line in _setting(verification):
@@ -36,16 +37,23 @@ def _lines(run: Run, activations: Sequence[Activation]) -> Iterator[str]:
         found = f"inf or NaN in {counted(broken, 'place')}, in float32 too"
     yield f"{run.operations:,} outputs of operations measured: {found}"
     yield from _largest([one for one in own if one.dtype == "F16" and one.phase == "forward" and one.shape])
+    kind = "" if run.classifies else "relative error "
     if run.drift is not None:
-        beside = "" if run.bfloat16_drift is None else f" (bfloat16: {_drift(run.bfloat16_drift)})"
-        yield f"logits: {_drift(run.drift)}{beside}"
+        beside = "" if run.bfloat16_drift is None else f" (bfloat16: {_drift(run, run.bfloat16_drift)})"
+        yield f"{run.output}: {kind}{_drift(run, run.drift)}{beside}"
     if run.against_drift is not None:
-        yield f"float32 logits against the other checkpoint's: {_drift(run.against_drift)}"
+        yield f"float32 {run.output} against the other checkpoint's: {kind}{_drift(run, run.against_drift)}"
     if run.loss is not None:
         beside = "" if run.reference_loss is None else f" (float32: {run.reference_loss:.6g})"
         yield f"loss {run.loss:.6g}{beside}"
+
+
+def _backward(report: Report, run: Run) -> Iterator[str]:
+    why = without_backward(report, run)
+    if why:
+        yield why
     if run.loss_scales is not None:
-        yield _scales(run.loss_scales)
+        yield f"{'the other gradients: ' if why else ''}{_scales(run.loss_scales)}"
 
 
 def _largest(own: Sequence[Activation]) -> Iterator[str]:
@@ -56,7 +64,9 @@ def _largest(own: Sequence[Activation]) -> Iterator[str]:
         yield f"largest |x| {closest.peak:,.6g}, {bits(closest.headroom)} below 65504, in {where}"
 
 
-def _drift(drift: Drift) -> str:
+def _drift(run: Run, drift: Drift) -> str:
+    if not run.classifies:
+        return "not finite" if drift.error is None else f"{drift.error:.2g}"
     divergence = "KL not finite" if drift.kl is None else f"KL {drift.kl:.2g} nats"
     return f"{divergence}, top-1 {drift.top1:.1%}"
 
@@ -66,7 +76,7 @@ def _scales(scales: LossScales) -> str:
         (trial,) = scales.trials
         of = f" of {trial.module}" if trial.module else ""
         how = {"sound": "is sound", "overflow": f"overflows: gradients{of}", "underflow": f"loses gradients{of}"}
-        return f"loss scale {trial.scale:g} {how[trial.outcome]}"
+        return f"loss scale {trial.scale:,.10g} {how[trial.outcome]}"
     if not scales.sound or scales.room is None:
         return f"loss scales: none of {counted(len(scales.trials), 'tried scale')} is sound"
     low, high = (f"2^{math.log2(scale):g}" for scale in (min(scales.sound), max(scales.sound)))
@@ -74,7 +84,7 @@ def _scales(scales: LossScales) -> str:
 
 
 def _setting(verification: Verification) -> Iterator[str]:
-    passes = "forward and backward" if verification.backward else "forward only"
+    passes = "forward and backward" if verification.trained else "forward only"
     memory = "" if verification.peak_memory is None else f", at most {size(verification.peak_memory)} of tensors"
     guarded = ", with the float16-safe kernels" if verification.guarded else ""
     frozen = f", {', '.join(verification.frozen)} frozen" if verification.frozen else ""

@@ -212,12 +212,12 @@ def _numbered(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _notifications(report: Report, results: int) -> Iterator[dict[str, Any]]:
     """What the user must know beside the results."""
-    noun = "tensor" if report.verification is None else "run"
+    what = ("Not measured", "tensor") if report.verification is None else ("Not judged", "run")
     reasons: dict[str, list[str]] = {}
     for item in report.coverage.skipped:
         reasons.setdefault(item.reason, []).append(item.tensor)
     for reason, tensors in list(reasons.items())[:_REASONS]:
-        said = f"Not measured: {counted(len(tensors), noun)}, {reason}; the first is {elide(safe_text(tensors[0]))}"
+        said = f"{what[0]}: {counted(len(tensors), what[1])}, {reason}; the first is {elide(safe_text(tensors[0]))}"
         yield {"level": "error", "message": {"text": clipped(said)}}
     if results > _MOST_RESULTS:
         text = f"{results - _MOST_RESULTS:,} results are left out: GitHub shows {_MOST_RESULTS:,}"

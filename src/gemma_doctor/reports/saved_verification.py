@@ -77,6 +77,7 @@ def _run(node: Node) -> Run:
         seconds=_magnitude(node.member("seconds")),
         loss=node.member("loss").maybe(Node.number),
         reference_loss=node.member("reference_loss").maybe(Node.number),
+        output=node.member("output").text(),
         drift=node.member("drift").maybe(_drift),
         bfloat16_drift=node.member("bfloat16_drift").maybe(_drift),
         against_drift=node.member("against_drift").maybe(_drift),
@@ -93,7 +94,11 @@ def _magnitude(node: Node) -> int | float:
 
 
 def _drift(node: Node) -> Drift:
-    return Drift(kl=node.member("kl").maybe(Node.number), top1=_share(node.member("top1")))
+    return Drift(
+        kl=node.member("kl").maybe(Node.number),
+        top1=_share(node.member("top1")),
+        error=node.member("error").maybe(_magnitude),
+    )
 
 
 def _share(node: Node) -> int | float:

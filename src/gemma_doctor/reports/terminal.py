@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gemma_doctor.records import Proof, Report, Skipped
+from gemma_doctor.records import Proof, Report
 from gemma_doctor.reports.convolutions import HEADER, MEANING, largest
 from gemma_doctor.reports.digest import digest, groups
 from gemma_doctor.reports.entries import write_commands, write_entries, write_names
@@ -43,7 +43,7 @@ def render(report: Report, console: Console, commands: Sequence[tuple[str, str]]
     sheet.blank()
     sheet.paragraph(measured(report), hang=2)
     _proof(report.proof, sheet)
-    _skipped(report.coverage.skipped, "tensor" if report.verification is None else "run", sheet)
+    _skipped(report, sheet)
     _set_aside(report, sheet)
     write_commands(commands, sheet)
 
@@ -55,7 +55,7 @@ def render_brief(report: Report, console: Console) -> None:
     _findings(report, sheet)
     if report.coverage.skipped:
         sheet.blank()
-    _skipped(report.coverage.skipped, "tensor" if report.verification is None else "run", sheet)
+    _skipped(report, sheet)
 
 
 def _verdict(report: Report, sheet: Sheet) -> None:
@@ -103,12 +103,15 @@ def _proof(proof: Proof | None, sheet: Sheet) -> None:
         sheet.paragraph(("Assumed: ", "bold"), f"{assumed(proof)}.", hang=2)
 
 
-def _skipped(skipped: Sequence[Skipped], noun: str, sheet: Sheet) -> None:
+def _skipped(report: Report, sheet: Sheet) -> None:
     reasons: dict[str, list[str]] = {}
-    for item in skipped:
+    for item in report.coverage.skipped:
         reasons.setdefault(item.reason, []).append(item.tensor)
     for reason, names in reasons.items():
-        sheet.paragraph((f"Not measured: {counted(len(names), noun)}", "bold"), f", {reason}", hang=2)
+        if report.verification is not None:
+            sheet.paragraph((f"Not judged: {'; '.join(names)}", "bold"), f": {reason}", hang=2)
+            continue
+        sheet.paragraph((f"Not measured: {counted(len(names), 'tensor')}", "bold"), f", {reason}", hang=2)
         write_names(names, sheet)
 
 

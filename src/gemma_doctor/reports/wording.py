@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gemma_doctor.choices import SEVERITIES
 from gemma_doctor.records import Proof, Report
+from gemma_doctor.reports.judged import only_backward, without_backward
 from gemma_doctor.verifications import Verification
 
 __all__ = ["assumed", "counted", "listed", "measured", "parameters", "proved", "size", "state", "verdict"]
@@ -57,7 +58,9 @@ def measured(report: Report) -> str:
     """How much was measured, in a sentence."""
     covered, seconds = report.coverage, report.seconds
     if report.verification is not None:
-        return f"Judged {covered.measured:,} of {counted(covered.expected, 'run')} in {seconds:.3g} s."
+        forward = only_backward(report)
+        runs = f"{covered.measured + forward:,} of {counted(covered.expected, 'run')}"
+        return f"Judged {runs}{f', {forward:,} of them forward only,' if forward else ''} in {seconds:.3g} s."
     nbytes = sum(tensor.info.nbytes for tensor in report.tensors)
     numel = sum(tensor.info.numel for tensor in report.tensors)
     speed = f" ({size(nbytes / seconds)}/s)" if seconds > 0 else ""
@@ -101,6 +104,10 @@ def _fails(report: Report) -> bool:
 
 def _incomplete(report: Report) -> str:
     expected, measured = report.coverage.expected, report.coverage.measured
+    forward = only_backward(report)
+    if forward and forward == expected - measured:
+        passes = "a backward pass was" if forward == 1 else f"{forward:,} backward passes were"
+        return f"Could not tell, {passes} not judged"
     noun, done = ("tensor", "measured") if report.verification is None else ("run", "judged")
     if not measured:
         return f"Could not tell, no {noun} was {done}"
@@ -110,7 +117,7 @@ def _incomplete(report: Report) -> str:
 def _prospect(report: Report) -> str:
     """What the target dtype makes of the weights; nothing is said that was not measured."""
     if report.verification is not None:
-        return _ran(report.verification)
+        return _ran(report, report.verification)
     floats = [tensor.stats for tensor in report.tensors if tensor.info.is_float]
     broken = sum(stats.nan + stats.inf for stats in floats)
     lost = sum(stats.fp16_overflow for stats in floats) if report.target_dtype == "float16" else 0
@@ -123,13 +130,15 @@ def _prospect(report: Report) -> str:
     return f"In {report.target_dtype}: {', '.join(said)}." if said else _sound(report)
 
 
-def _ran(verification: Verification) -> str:
+def _ran(report: Report, verification: Verification) -> str:
     """What was run, and whether it came through."""
     runs = listed([run.modality for run in verification.runs])
-    passes = "forward and backward" if verification.backward else "forward"
+    passes = "forward and backward" if verification.trained else "forward"
     failed = [run.first_failure for run in verification.runs if run.first_failure is not None]
     if not failed:
-        came = "inf or NaN, in float32 too" if any(run.unjudged for run in verification.runs) else _THROUGH
+        partly = " in the forward pass" if any(without_backward(report, run) for run in verification.runs) else ""
+        unjudged = any(run.unjudged for run in verification.runs)
+        came = "inf or NaN, in float32 too" if unjudged else f"{_THROUGH}{partly}"
         return f"Ran {passes} in float16 with {runs}: {came}."
     first = failed[0].activation
     name = f"{first.module}.{first.op}" if first.module else first.op

@@ -105,17 +105,24 @@ class Bench:
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-            why = f"{first_line(error)}{_too_long(model, inputs)}"
+            why = f"{first_line(error)}{''.join(_hints(model, inputs))}"
             raise UsageError(f"{type(model).__name__} cannot be run with {inputs.words}: {why}") from error
 
 
-def _too_long(model: Any, inputs: Batch) -> str:  # noqa: ANN401  # a class of transformers
-    """What is said of texts beyond the positions that a model was made for: a table of them ends there."""
-    ids, config = inputs.arguments.get("input_ids"), getattr(model, "config", None)
-    known = None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
-    if ids is None or not known or ids.shape[1] <= known:
-        return ""
-    return f". These are {ids.shape[1]:,} tokens, and its config names {known:,} positions: shorten with --seq-len"
+def _hints(model: Any, inputs: Batch) -> Iterator[str]:  # noqa: ANN401  # a class of transformers
+    """What is said of inputs beyond what a model was made for, by its config."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return
+    ids, pixels = inputs.arguments.get("input_ids"), inputs.arguments.get("pixel_values")
+    text, vision = config.get_text_config(), getattr(config, "vision_config", config)
+    known, side = getattr(text, "max_position_embeddings", None), getattr(vision, "image_size", None)
+    if ids is not None and known and ids.shape[1] > known:  # a table of positions ends there
+        yield f". These are {ids.shape[1]:,} tokens, and its config names {known:,} positions: shorten with --seq-len"
+    if ids is not None and len(ids) > 1 and getattr(text, "pad_token_id", None) is None:
+        yield ". Its config names no pad_token_id: give it the tokenizer's, or leave out --batch"
+    if pixels is not None and isinstance(side, int) and pixels.shape[-1] != side:
+        yield f". Its config names pictures of {side} px: leave out --image-size"
 
 
 def _freeze(model: nn.Module, measures: Measures) -> None:

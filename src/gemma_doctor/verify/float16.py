@@ -72,7 +72,7 @@ class Candidate:
             seconds = time.perf_counter() - started
             failure = self._failure(inputs.modality, events, reference)
             scales = None
-            if measures.backward and bool(step.loss.isfinite()):  # otherwise no scale can be sound
+            if step.trains and bool(step.loss.isfinite()):  # otherwise no scale can be sound
                 scales = self._scales(inputs.modality, step.loss, reference)
                 self.bench.step(f"{inputs.modality} run in float16, backward")
                 self._backward(step.loss, scales, trace)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,7 +58,7 @@ def verify(
     Args:
         checkpoint: A folder that transformers loads.
         measures: How.
-        against: Another checkpoint, whose logits in float32 are compared with this one's.
+        against: Another checkpoint, whose output in float32 is compared with this one's.
         step: Told what is done next, in words.
 
     Raises:
@@ -76,6 +76,9 @@ def verify(
     numel = sum(tensor.numel for tensor in checkpoint.tensors.values())
     bench = Bench(measures, machine.find(measures.device), numel, step)
     batches, skipped = _batches(subject, measures)
+    left_out = len(skipped)
+    if second is not None:
+        _check_alike(subject, second, batches)
     true: dict[Modality, Reference] = {}
     beside: dict[Modality, Bfloat16] = {}
     other: dict[Modality, Tensor] = {}
@@ -90,10 +93,7 @@ def verify(
         _check_comparable(true, other)
         runs, activations = _float16(bench, subject, batches, true, beside)
         used = machine.peak_memory(bench.device)
-    runs = [
-        replace(run, against_drift=drift(other[run.modality], true[run.modality].logits)) if other else run
-        for run in runs
-    ]
+    runs = [_compared(run, true[run.modality], other.get(run.modality)) if true else run for run in runs]
     verification = Verification(
         device=machine.name(bench.device),
         mode=measures.mode,
@@ -106,7 +106,8 @@ def verify(
         peak_memory=used,
         frozen=measures.frozen,
     )
-    return Verified(verification, tuple(activations), len(batches) + len(skipped), (*skipped, *_unjudged(true)))
+    skipped += [*_unjudged(true), *(_untrained(runs) if measures.backward else ())]
+    return Verified(verification, tuple(activations), len(batches) + left_out, tuple(skipped))
 
 
 def _batches(subject: Subject, measures: Measures) -> tuple[list[Batch], list[Skipped]]:
@@ -152,11 +153,29 @@ def _check_guard(bench: Bench) -> None:
         )
 
 
+def _check_alike(subject: Subject, second: Subject, batches: Sequence[Batch]) -> None:
+    """Refuse another checkpoint that cannot be given the same inputs, before anything is run."""
+    lacking = sorted({item.modality for item in batches} - set(second.modalities))
+    if lacking:
+        takes = ", ".join(second.modalities)
+        raise UsageError(
+            f"--against {second.folder}: a {second.build.__name__} takes {takes}, and the {subject.build.__name__} of "
+            f"{subject.folder} is given {', '.join(lacking)}: name another checkpoint of the same model"
+        )
+
+
 def _check_comparable(true: Mapping[Modality, Reference], other: Mapping[Modality, Tensor]) -> None:
     for modality, logits in other.items():
         if logits.shape != true[modality].logits.shape:
             shapes = f"{list(logits.shape)} and {list(true[modality].logits.shape)}"
-            raise UsageError(f"--against: another model, its logits cannot be compared (shapes {shapes})")
+            raise UsageError(
+                f"--against: another model, its {true[modality].output} cannot be compared (shapes {shapes})"
+            )
+
+
+def _compared(run: Run, true: Reference, other: Tensor | None) -> Run:
+    """The same run, with what was compared, and how far it lies from another checkpoint's."""
+    return replace(run, output=true.output, against_drift=None if other is None else drift(other, true.logits))
 
 
 def _float16(
@@ -190,6 +209,17 @@ def _unjudged(true: Mapping[Modality, Reference]) -> list[Skipped]:
         elif broken := [name for name, stats in one.gradients.items() if stats.finite < stats.count]:
             skipped.append(Skipped(f"float16 backward pass, {modality}", _no_gradients(broken)))
     return skipped
+
+
+def _untrained(runs: Sequence[Run]) -> Iterator[Skipped]:
+    """The runs whose loss is finite, and has no gradient."""
+    for run in runs:
+        if run.loss is not None and run.loss_scales is None:
+            why = (
+                "the loss depends on no parameter that is trained, so there is no gradient: --freeze less, pick "
+                "another input with --modality, or run forward only with --no-backward"
+            )
+            yield Skipped(f"float16 backward pass, {run.modality}", why)
 
 
 def _no_gradients(broken: list[str]) -> str:

@@ -87,7 +87,7 @@ def batch(subject: Subject, modality: Modality, request: Request) -> Batch:
 
 
 def check_used(subject: Subject, modalities: Sequence[Modality], request: Request) -> None:
-    """Refuse a file of the user's, or a size, that no run would be given, before anything is run.
+    """Refuse a file of the user's that no run would be given, before anything is run.
 
     Args:
         subject: The model.

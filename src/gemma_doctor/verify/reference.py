@@ -35,6 +35,7 @@ class Reference:
         gradients: The parameters' gradients at loss scale 1; empty without a backward pass.
         logits: The logits, on the host.
         loss: The loss.
+        output: What transformers calls these logits: ``last_hidden_state``, say, where there are none.
     """
 
     kept: Mapping[Call, Kept]
@@ -43,6 +44,7 @@ class Reference:
     gradients: Mapping[str, TensorStats]
     logits: Tensor
     loss: float
+    output: str = "logits"
 
     @property
     def sound(self) -> bool:
@@ -79,12 +81,12 @@ def _reference(
         with seeing(model, keeping), trace:
             step = bench.run(model, inputs, torch.float32)
         grads: Mapping[str, TensorStats] = {}
-        if backward:
+        if step.trains:
             bench.step(f"{inputs.modality} run in float32, backward")
             with trace:
                 grads = gradients(model, step.loss, 1.0)
     return Reference(
-        keeping.kept, trace.events().by_key(), weights, grads, step.logits.cpu(), float(step.loss.detach())
+        keeping.kept, trace.events().by_key(), weights, grads, step.logits.cpu(), float(step.loss.detach()), step.name
     )
 
 

@@ -17,6 +17,9 @@ from gemma_doctor.verify.streaming import streamed
 
 __all__ = ["Step", "forward", "gradients", "parameter_stats"]
 
+_PICTURED = 4
+"""Dimensions of the logits of a segmentation: batch, classes, height, width (transformers' SemanticSegmenterOutput)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -25,10 +28,17 @@ class Step:
     Attributes:
         logits: The logits, or whatever the model returns first; shape (..., classes).
         loss: The loss, float32, with its graph.
+        name: What transformers calls the first of them: ``"logits"``, or ``"last_hidden_state"``, say.
     """
 
     logits: Tensor
     loss: Tensor
+    name: str = "logits"
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a backward pass: whether any parameter that is trained has a part in the loss."""
+        return bool(self.loss.requires_grad)
 
 
 def forward(model: nn.Module, arguments: Mapping[str, Tensor], device: torch.device, *, amp: bool) -> Step:
@@ -49,9 +59,22 @@ def forward(model: nn.Module, arguments: Mapping[str, Tensor], device: torch.dev
     casting = torch.autocast(device.type, torch.float16) if amp else nullcontext()
     with casting, offloaded.running() if offloaded else nullcontext():
         output: Any = model(**arguments, **extra)
-    first = output.logits if getattr(output, "logits", None) is not None else output[0]
-    loss = getattr(output, "loss", None)
-    return Step(first.detach(), (first.float().square().mean() if loss is None else loss).float())
+    named: Mapping[str, Any] = output if isinstance(output, Mapping) else {"first output": output[0]}
+    name = _compared(named)
+    first: Tensor = named[name]
+    loss = (first.float().square().mean() if named.get("loss") is None else named["loss"]).float()
+    return Step(_by_class(first.detach(), name), loss, name)
+
+
+def _compared(output: Mapping[str, Any]) -> str:
+    """The name of the logits, or of whatever the model returns first."""
+    return "logits" if output.get("logits") is not None else next(name for name in output if name != "loss")
+
+
+def _by_class(first: Tensor, name: str) -> Tensor:
+    """The classes last, which a segmentation has before height and width."""
+    pictured = name == "logits" and first.ndim == _PICTURED
+    return first.movedim(1, -1) if pictured else first
 
 
 def gradients(model: nn.Module, loss: Tensor, scale: float) -> dict[str, TensorStats]:

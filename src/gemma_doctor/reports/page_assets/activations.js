@@ -1,13 +1,15 @@
 // The same chart for what a model's operations put out, in the order of execution.
-const PHASE_MARKS = { forward: "dot", backward: "cross", load: "square" };
+// What is not float16, whose limit does not bound it, is pale.
+const PHASE_MARKS = { forward: "dot", backward: "cross", load: "square", "forward wide": "dot", "backward wide": "cross", "load wide": "square" };
 
 for (const box of document.querySelectorAll(".chart.activations")) {
   const run = data.runs[box.dataset.run];
+  const kind = (i) => run.phase[i] + (run.dtype[i] === "F16" ? "" : " wide");
   new Chart(box, {
     length: run.step.length,
     value: (i) => run.absmax[i],
     broken: (i) => run.nonfinite[i] > 0,
-    kind: (i) => run.phase[i],
+    kind,
     marks: PHASE_MARKS,
     parts: [],
     was: [],
@@ -16,13 +18,13 @@ for (const box of document.querySelectorAll(".chart.activations")) {
     shown: () => null,
     tell: (i) => {
       const where = run.modules[run.module[i]] || "the model itself";
-      const lines = [named(where), `${run.op[i]}, ${run.phase[i]}, step ${count(run.step[i])}: largest magnitude ${exact(run.absmax[i])}`];
+      const lines = [named(where), `${run.op[i]}, ${run.dtype[i]}, ${run.phase[i]}, step ${count(run.step[i])}: largest magnitude ${exact(run.absmax[i])}`];
       if (run.nonfinite[i]) lines.push(`${count(run.nonfinite[i])} NaN or inf`);
       return lines;
     },
     act: () => {},
   });
   const legend = build("ul", { className: "legend" });
-  legendOf(legend, PHASE_MARKS, [...new Set(run.phase)]);
+  legendOf(legend, PHASE_MARKS, [...new Set(run.step.map((_, i) => kind(i)))].sort());
   box.after(legend);
 }

@@ -3,7 +3,7 @@ const MARKS = {
   cross: "m-3.2-3.2l6.4 6.4m0-6.4l-6.4 6.4", dot: "h0", triangle: "m-2.9 2.4h5.8l-2.9-5.2z",
   square: "m-2.6-2.6h5.2v5.2h-5.2z", bar: "m-3 0h6", diamond: "m0-3.3l3.3 3.3l-3.3 3.3l-3.3-3.3z",
 };
-const LEFT = 56, RIGHT = 14, TOP = 20, BOTTOM = 30, FLOOR = 1e-8;
+const LEFT = 56, RIGHT = 46, TOP = 20, BOTTOM = 30, FLOOR = 1e-8;
 
 class Chart {
   // source: length, value(i), broken(i), kind(i) -> name of a style, marks: {kind: mark}, parts: [[i, name]], was: [[i, value]],
@@ -92,10 +92,10 @@ class Chart {
 
   limits(svg) {
     const right = this.width - RIGHT, { fp16, half, square } = data.limits;
-    for (const [value, kind, shift] of [[fp16, "full", -5], [half, "half", 13], [square, "square", -5]]) {
+    for (const [value, kind, shift] of [[fp16, "full", 0], [half, "half", 9], [square, "square", 4]]) {
       const y = this.level(value);
       svg.append(draw("line", { x1: LEFT, x2: right, y1: y, y2: y, class: "limit " + kind }));
-      svg.append(draw("text", { x: right, y: y + shift, "text-anchor": "end", class: "limit-label" }, String(value)));
+      svg.append(draw("text", { x: right + 6, y: y + shift, class: "limit-label" }, String(value))); // beside the points
     }
   }
 
@@ -106,7 +106,8 @@ class Chart {
       const key = source.kind(i) + (shown && !shown.has(i) ? " dim" : "");
       (paths[key] ||= []).push(`M${Math.round(10 * this.x(i)) / 10} ${Math.round(10 * this.y(i)) / 10}${MARKS[source.marks[source.kind(i)]]}`);
     }
-    const order = Object.keys(paths).sort((a, b) => b.endsWith("dim") - a.endsWith("dim") || (a === "conv") - (b === "conv"));
+    const pale = (key) => /(dim|wide)$/.test(key);
+    const order = Object.keys(paths).sort((a, b) => pale(b) - pale(a) || (a === "conv") - (b === "conv"));
     for (const key of order) svg.append(draw("path", { d: paths[key].join(""), class: "points " + key }));
     for (const i of source.faults) svg.append(draw("circle", { cx: this.x(i), cy: this.y(i), r: 8, class: "fault" }));
   }
@@ -180,6 +181,6 @@ class Chart {
 function legendOf(list, marks, kinds) {
   for (const kind of kinds) {
     const icon = draw("svg", { viewBox: "-7 -7 14 14", "aria-hidden": "true" }, draw("path", { d: "M0 0" + MARKS[marks[kind]], class: "points " + kind }));
-    list.append(build("li", {}, icon, kind));
+    list.append(build("li", {}, icon, kind.replace(" wide", ", not float16")));
   }
 }

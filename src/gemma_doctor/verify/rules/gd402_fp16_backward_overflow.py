@@ -27,7 +27,8 @@ suffices).
 
 ## Limits
 
-It holds for the inputs of this run; scales below 1 are not tried.
+It holds for the inputs of this run; scales below 1 are not tried. With `--loss-scale N` it is said of that scale alone:
+a smaller one may do.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from collections.abc import Iterator
 from gemma_doctor.records import Finding
 from gemma_doctor.rule import Rule
 from gemma_doctor.verifications import Run
-from gemma_doctor.verify.evidence import Evidence
+from gemma_doctor.verify.evidence import Evidence, plain
 
 __all__ = ["RULE"]
 
@@ -67,9 +68,11 @@ def _message(run: Run) -> str:
     least = min(trials, key=lambda trial: trial.scale)
     number = f"{least.parameters:,} parameter{'s' * (least.parameters != 1)}"
     where = least.module or "the model itself"
+    scales = "every loss scale tried, down to" if len(trials) > 1 else "loss scale"
+    alone = ", the only one tried" if len(trials) == 1 else ""
     said = (
-        f"{run.modality} run: gradients of {number}, of {where} among them, are inf or NaN at every loss scale "
-        f"tried, down to {least.scale:g}"
+        f"{run.modality} run: gradients of {number}, of {where} among them, are inf or NaN at {scales} "
+        f"{plain(least.scale)}{alone}"
     )
     if run.first_failure is None:
         return said

@@ -23,7 +23,8 @@ suffice), or train in `--mode amp`, whose gradients of weights are float32.
 
 ## Limits
 
-It holds for the inputs of this run. Where every scale overflows, GD402 reports it instead.
+It holds for the inputs of this run. Where every scale overflows, GD402 reports it instead. With `--loss-scale N` there
+is no window; reported is then that gradients vanish at that scale.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from collections.abc import Iterator
 from gemma_doctor.records import Finding
 from gemma_doctor.rule import Rule
 from gemma_doctor.verifications import LossScales, Run, bits
-from gemma_doctor.verify.evidence import Evidence
+from gemma_doctor.verify.evidence import Evidence, plain
 
 __all__ = ["RULE"]
 
@@ -45,9 +46,9 @@ _ROOM = 4.0
 def _check(seen: Evidence) -> Iterator[Finding]:
     for run in seen.verification.runs:
         scales = run.loss_scales
-        if scales is None or len(scales.trials) == 1 or all(t.outcome == "overflow" for t in scales.trials):
+        if scales is None or all(t.outcome == "overflow" for t in scales.trials):
             continue
-        if (scales.room or 0.0) < _ROOM:
+        if not scales.sound or (len(scales.trials) > 1 and (scales.room or 0.0) < _ROOM):
             yield RULE.finding(
                 _message(run, scales),
                 evidence={
@@ -60,6 +61,14 @@ def _check(seen: Evidence) -> Iterator[Finding]:
 
 
 def _message(run: Run, scales: LossScales) -> str:
+    if len(scales.trials) == 1:
+        (trial,) = scales.trials
+        number = f"{trial.parameters:,} parameter{'s' * (trial.parameters != 1)}"
+        where = trial.module or "the model itself"
+        return (
+            f"{run.modality} run: gradients of {number}, of {where} among them, vanish at loss scale "
+            f"{plain(trial.scale)}, the only one tried"
+        )
     sound = scales.sound
     said = "no loss scale is sound"
     if sound:
