@@ -13,6 +13,8 @@ import torch
 from guarded import Infinities
 from hypothesis import given
 from hypothesis import strategies as st
+from native_recorder import compiled_recorder
+from torch import nn
 
 from gemma_doctor.kernels import devices
 from gemma_doctor.kernels.devices import runs_triton
@@ -21,6 +23,8 @@ from gemma_doctor.kernels.guards.norms import Form, rms_norm
 from gemma_doctor.kernels.guards.norms_torch import Operands
 from gemma_doctor.kernels.guards.planning import gain_bound
 from gemma_doctor.kernels.guards.scaling import ROOM, exponents, power_of_two, row_bounds
+from gemma_doctor.verify.native import NativeTrace
+from gemma_doctor.verify.places import Places
 
 interpreted = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what the interpreter's NumPy says of NaN
 
@@ -321,6 +325,18 @@ def test_what_the_fused_kernels_write_is_seen_below_autograd(monkeypatch: pytest
         torch.autograd.grad(y, (x, weight), torch.full_like(y, 65504.0))
     assert "gemma_doctor.rms_norm.default" in infinities.seen
     assert "gemma_doctor.rms_norm_backward.default" in infinities.seen
+
+
+@interpreted
+def test_the_compiled_trace_sees_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "_way", lambda *_: norms_fused)
+    x = maps(1.0).requires_grad_()
+    with NativeTrace(compiled_recorder(), Places.of(nn.Module()), 1 << 28) as trace:
+        y = rms_norm(x, None, Form(1e-6, 1, torch.float16))
+        torch.autograd.grad(y, x, torch.full_like(y, float("inf")))
+    seen = {event.key[:3]: event.nonfinite for event in trace.events()}
+    assert seen["forward", "", "gemma_doctor.rms_norm"] == 0
+    assert seen["backward", "", "gemma_doctor.rms_norm_backward"] > 0
 
 
 @interpreted

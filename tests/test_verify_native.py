@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _len_torch_dispatch_
 
 from gemma_doctor.checkpoint import open_checkpoint
 from gemma_doctor.kernels import outputs
+from gemma_doctor.kernels.devices import is_watched
 from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.events import Event
 from gemma_doctor.verify.figures import Figures
@@ -114,6 +115,14 @@ def test_torch_sees_no_dispatch_mode_and_runs_as_without_a_trace(trace: NativeTr
         assert not _len_torch_dispatch_stack()
         (model(torch.ones(3, 4)).square().sum() * 2).backward()
     assert ops(trace)[:4] == ["aten.ones", "aten.addmm", "aten.gelu", "aten.pow"]
+
+
+def test_kernels_are_told_that_they_are_watched(trace: NativeTrace) -> None:
+    """Those of guards are run as operators then, which they are not otherwise."""
+    x = torch.ones(2)
+    with trace:
+        assert is_watched(x)
+    assert not is_watched(x)
 
 
 def test_operations_of_others_are_recorded_and_what_they_call_is_not(trace: NativeTrace) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 
@@ -16,10 +18,12 @@ except ImportError:  # torch promises no such name
         return True
 
 
-__all__ = ["is_watched", "runs_triton"]
+__all__ = ["is_watched", "runs_triton", "watched"]
 
 _OLDEST = 8
 """Major compute capability of the oldest GPUs that Triton supports."""
+
+_observers = 0
 
 
 @cache
@@ -35,9 +39,20 @@ def runs_triton(device: torch.device) -> bool:
     return int(major) >= _OLDEST
 
 
+@contextmanager
+def watched() -> Iterator[None]:
+    """While it lasts, :func:`is_watched` says so: for what observes operators and is no dispatch mode."""
+    global _observers  # noqa: PLW0603  # autograd's threads must know it too
+    _observers += 1
+    try:
+        yield
+    finally:
+        _observers -= 1
+
+
 def is_watched(x: torch.Tensor) -> bool:
     """Whether something sees operations on x below autograd, and so kernels must be run as operators.
 
     That takes the host longer than all the rest of a norm.
     """
-    return is_in_torch_dispatch_mode() or type(x) is not torch.Tensor
+    return _observers > 0 or is_in_torch_dispatch_mode() or type(x) is not torch.Tensor

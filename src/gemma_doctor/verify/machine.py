@@ -103,8 +103,8 @@ def waiting(device: torch.device) -> int:
     if device.type != "cuda":
         return 1 << 28
     whole = torch.cuda.get_device_properties(device).total_memory
-    usable = int(whole * torch.cuda.get_per_process_memory_fraction(device))
-    return max(usable - torch.cuda.memory_allocated(device), 0) >> 4
+    free = int(whole * torch.cuda.get_per_process_memory_fraction(device)) - int(torch.cuda.memory_allocated(device))
+    return max(free, 0) >> 4
 
 
 @contextmanager

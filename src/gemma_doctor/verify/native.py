@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from gemma_doctor.kernels import outputs
+from gemma_doctor.kernels.devices import watched
 from gemma_doctor.verify.events import Events, Log, Origin, Spot
 from gemma_doctor.verify.operations import operation
 from gemma_doctor.verify.places import Places
@@ -80,6 +81,7 @@ class NativeTrace:
                 raise RuntimeError("another model is being traced in this process: one at a time")
             around.callback(_entered.release)
             around.enter_context(torch.compiler.set_stance("force_eager"))  # what is compiled calls no operators
+            around.enter_context(watched())
             around.enter_context(self._places.telling(self._recorder.runs))
             around.callback(self._module.Observing(self._recorder).end)
             self._around = around.pop_all()
