@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from logging import NOTSET, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def test_transformers_is_quiet_meanwhile_and_as_before_afterwards(
 ) -> None:
     with quiet(), read_config(open_checkpoint(sound)).loaded(torch.float16, CPU):
         logging.get_logger("transformers").warning("a warning")
+        getLogger("accelerate.big_modeling").warning("a warning")
+    assert getLogger("accelerate").level == NOTSET
     assert (logging.is_progress_bar_enabled(), logging.get_verbosity()) == (bars, logging.INFO)
     assert capfd.readouterr() == ("", "")
 

@@ -153,6 +153,8 @@ def test_what_fails_first_is_the_same_operation(
 def same(offloaded: Report, whole: Report) -> None:
     """Findings, losses, drift, loss scales, modules and figures are equal, to the last bit."""
     assert offloaded.findings == whole.findings
+    told = [[remark for remark in report.remarks if "host's memory" in remark] for report in (offloaded, whole)]
+    assert [len(remarks) for remarks in told] == [1, 0]
     assert [judged(one) for one in runs(offloaded)] == [judged(one) for one in runs(whole)]
     assert [figures(one) for one in offloaded.activations if not added_up(one)] == [
         figures(one) for one in whole.activations if not added_up(one)

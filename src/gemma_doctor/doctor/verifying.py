@@ -85,6 +85,7 @@ def verify(  # noqa: PLR0913  # how to run, how to judge, and who is told, each 
             *parted.remarks,
             *(remark for one in (checkpoint, other) if one is not None for remark in _on_adapter(one)),
             *_on_checkpointing(known.model, measures),
+            *(_OFFLOADED,) * verified.offloaded,
             *_on_bfloat16(verified.activations),
         ),
         tensors=(),
@@ -92,6 +93,12 @@ def verify(  # noqa: PLR0913  # how to run, how to judge, and who is told, each 
         verification=verified.verification,
         seconds=time.perf_counter() - started,
     )
+
+
+_OFFLOADED = (
+    "the weights of the float16 model were read from the host's memory, each when it was used, for the device's cannot "
+    "hold them all (or may not: --memory-limit); that takes longer, and changes nothing that is judged"
+)
 
 
 def _on_adapter(checkpoint: Checkpoint) -> Iterator[str]:

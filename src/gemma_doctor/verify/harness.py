@@ -37,12 +37,14 @@ class Verified:
         activations: Every operation's outputs, merged by place.
         asked: Runs that should have been: one for each kind of input.
         skipped: Those that could not be run or judged, and why.
+        offloaded: Whether the float16 model had weights on the device only while they were used.
     """
 
     verification: Verification
     activations: tuple[Activation, ...]
     asked: int
     skipped: tuple[Skipped, ...]
+    offloaded: bool
 
 
 @quiet()
@@ -91,7 +93,7 @@ def verify(
             beside = reference.bfloat16(bench, subject, batches, true)
             other = reference.logits(bench, second, batches) if second else {}
         _check_comparable(true, other)
-        runs, activations = _float16(bench, subject, batches, true, beside)
+        runs, activations, offloaded = _float16(bench, subject, batches, true, beside)
         used = machine.peak_memory(bench.device)
     runs = [_compared(run, true[run.modality], other.get(run.modality)) if true else run for run in runs]
     verification = Verification(
@@ -107,7 +109,7 @@ def verify(
         frozen=measures.frozen,
     )
     skipped += [*_unjudged(true), *(_untrained(runs) if measures.backward else ())]
-    return Verified(verification, tuple(activations), len(batches) + left_out, tuple(skipped))
+    return Verified(verification, tuple(activations), len(batches) + left_out, tuple(skipped), offloaded)
 
 
 def _batches(subject: Subject, measures: Measures) -> tuple[list[Batch], list[Skipped]]:
@@ -184,7 +186,7 @@ def _float16(
     batches: list[Batch],
     true: Mapping[Modality, Reference],
     beside: Mapping[Modality, Bfloat16],
-) -> tuple[list[Run], list[Activation]]:
+) -> tuple[list[Run], list[Activation], bool]:
     runs: list[Run] = []
     activations: list[Activation] = []
     _check_guard(bench)  # the runs before may have left less memory free
@@ -196,7 +198,7 @@ def _float16(
             run, seen = candidate.run(item, true.get(item.modality), beside.get(item.modality))
             runs.append(run)
             activations += seen
-    return runs, activations
+        return runs, activations, candidate.places.offloaded is not None
 
 
 def _unjudged(true: Mapping[Modality, Reference]) -> list[Skipped]:

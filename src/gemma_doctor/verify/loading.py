@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -134,18 +135,23 @@ def _alone(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While it lasts, transformers draws no progress bars and warns of nothing: what is wrong becomes an error here."""
-    logging = transformers.utils.logging
-    wanted = logging.is_progress_bar_enabled() and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
-    verbosity = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    """While it lasts, transformers draws no progress bars and warns of nothing: what is wrong becomes an error here.
+
+    Nor does accelerate, by which it offloads weights.
+    """
+    theirs, offloading = transformers.utils.logging, logging.getLogger("accelerate")
+    wanted = theirs.is_progress_bar_enabled() and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
+    verbosity, level = theirs.get_verbosity(), offloading.level
+    theirs.disable_progress_bar()
+    theirs.set_verbosity_error()
+    offloading.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        offloading.setLevel(level)
+        theirs.set_verbosity(verbosity)
         if wanted:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()
 
 
 def read_config(checkpoint: Checkpoint) -> Subject:
