@@ -121,6 +121,15 @@ def test_an_offloaded_model_runs_backward_like_any_other(
     same(run(checkpoint), whole)
 
 
+def test_a_model_of_which_no_part_fits_runs_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is left where it is, on the CPU, by transformers, and its inputs would be on the GPU."""
+    config = tiny_gemma3n_text_config()
+    checkpoint = write(tmp_path / "checkpoint", healthy(config), config)
+    whole = run(checkpoint)
+    monkeypatch.setattr(machine, "room", lambda *_, **__: {"cpu": 1 << 40})
+    same(run(checkpoint), whole)
+
+
 @pytest.mark.parametrize(
     "how",
     [{"mode": "amp"}, {"mode": "amp", "checkpointing": True}, {"frozen": ("*.layers.1.*", "*embed*")}],

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import accelerate
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -70,7 +71,11 @@ class Subject:
         """
         machine.give_back(device)  # here, and not at the end, when whoever ran it holds it still
         model = self._load(dtype, memory)
-        yield model if memory else model.to(device)
+        if not memory:
+            model.to(device)
+        elif all(parameter.device.type == "cpu" for parameter in model.parameters()):  # no part fits: left as it is
+            accelerate.cpu_offload(model, device)
+        yield model
 
     def _load(self, dtype: torch.dtype, memory: dict[Any, Any] | None) -> Any:  # noqa: ANN401
         spread: dict[str, Any] = {"device_map": "auto", "max_memory": memory} if memory else {}
