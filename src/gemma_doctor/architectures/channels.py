@@ -15,35 +15,41 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from operator import add
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 __all__ = ["Channels", "Elements", "after_norm", "larger", "scaled", "summed", "times"]
 
 Elements: TypeAlias = Mapping[str, "array[float]"]
 """Canonical name of a vector -> its elements."""
 
+Doubles: TypeAlias = npt.NDArray[np.float64]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Channels:
     """How large each channel can become.
 
     Attributes:
-        reach: No element of channel c is larger in magnitude than ``reach[c]``.
+        reach: No element of channel c is larger in magnitude than ``reach[c]``; float64, shape (channels,).
         ball: Whether also sum_c (x_c / reach_c)^2 <= 1: all of them at once reach no further than one alone.
     """
 
-    reach: array[float]
+    reach: Doubles
     ball: bool = False
 
     @property
     def peak(self) -> float:
         """No element is larger; in a ball, no Euclidean norm either."""
-        return max(self.reach, default=0.0)
+        return float(self.reach.max(initial=0.0))
 
 
+@np.errstate(over="ignore")
 def after_norm(gain: Sequence[float], *, plus_one: bool) -> Channels:
     """The channels behind an RMS norm.
 
@@ -51,15 +57,14 @@ def after_norm(gain: Sequence[float], *, plus_one: bool) -> Channels:
         gain: Its gain, one number for each channel.
         plus_one: Whether it multiplies by 1 + gain.
     """
-    root, one = math.sqrt(len(gain)), float(plus_one)
-    return Channels(array("d", (root * abs(one + value) for value in gain)), ball=True)
+    return Channels(math.sqrt(len(gain)) * np.abs(np.asarray(gain) + float(plus_one)), ball=True)
 
 
 def larger(channels: Channels | None, factor: float) -> Channels | None:
     """All channels multiplied by a number; what is not known stays so."""
     if channels is None or factor == 1.0:
         return channels
-    return replace(channels, reach=array("d", (times(abs(factor), value) for value in channels.reach)))
+    return Channels(_product(channels.reach, abs(factor)), channels.ball)
 
 
 def scaled(gain: Sequence[float], inner: Channels | None, peak: float) -> Channels | None:
@@ -73,11 +78,15 @@ def scaled(gain: Sequence[float], inner: Channels | None, peak: float) -> Channe
     Returns:
         The channels; None where the layer scale has another number of them.
     """
+    magnitudes = np.abs(np.asarray(gain))
     if inner is None:
-        return Channels(array("d", (times(abs(value), peak) for value in gain)))
-    return _together(times, [Channels(array("d", map(abs, gain))), inner], ball=inner.ball)
+        return Channels(_product(magnitudes, peak))
+    if len(magnitudes) != len(inner.reach):
+        return None
+    return Channels(_product(magnitudes, inner.reach), inner.ball)
 
 
+@np.errstate(over="ignore")
 def summed(parts: Sequence[tuple[Channels | None, float]]) -> Channels | None:
     """The channels of a sum.
 
@@ -87,10 +96,11 @@ def summed(parts: Sequence[tuple[Channels | None, float]]) -> Channels | None:
     Returns:
         The channels; None where nothing more than peaks is known, or the terms have different numbers of them.
     """
-    known = [channels for channels, _ in parts if channels is not None]
+    known = [channels.reach for channels, _ in parts if channels is not None]
+    if len({len(reach) for reach in known}) != 1:
+        return None
     rest = sum(peak for channels, peak in parts if channels is None)
-    total = _together(add, known, ball=False) if known else None
-    return None if total is None else Channels(array("d", (value + rest for value in total.reach)))
+    return Channels(reduce(np.add, known) + rest)
 
 
 def times(a: float, b: float) -> float:
@@ -98,10 +108,7 @@ def times(a: float, b: float) -> float:
     return a * b if a and b else 0.0
 
 
-def _together(join: Callable[[float, float], float], parts: Sequence[Channels], *, ball: bool) -> Channels | None:
-    first, *others = (part.reach for part in parts)
-    if any(len(other) != len(first) for other in others):
-        return None
-    for other in others:
-        first = array("d", map(join, first, other))
-    return Channels(first, ball)
+@np.errstate(over="ignore", invalid="ignore")
+def _product(a: Doubles, b: Doubles | float) -> Doubles:
+    """:func:`times`, channel by channel."""
+    return np.where((a != 0.0) & (b != 0.0), a * b, 0.0)

@@ -96,7 +96,7 @@ def added(parts: Sequence[Bound]) -> Bound:
     channels = summed([(part.channels, part.peak) for part in parts])
     if channels is None:
         return Bound(sum(part.peak for part in parts), norm, "the sum of what its writers can add")
-    why = f"the sum of what its writers can add to channel {channels.reach.index(channels.peak)}"
+    why = f"the sum of what its writers can add to channel {channels.reach.argmax()}"
     return Bound(channels.peak, norm, why, channels)
 
 

@@ -30,6 +30,8 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from gemma_doctor.architectures.expressions import (
     AfterNorm,
     Dot,
@@ -125,8 +127,7 @@ def elements_in_float16(tensor: MeasuredTensor) -> array[float] | None:
         return known
     if tensor.stats.nan or tensor.stats.inf or absmax is None or absmax >= FP16_FIRST_INF:
         return None
-    form = f"<{len(known)}e"
-    return array("d", struct.unpack(form, struct.pack(form, *known)))
+    return array("d", np.asarray(known).astype(np.float16).astype(np.float64).tobytes())
 
 
 def _rounded(value: float) -> float:
