@@ -43,7 +43,7 @@ class FloatForm(NamedTuple):
         has_infinity: Whether ``infinity`` is an infinity.
         overflow: First magnitude that leaves float16.
         kept: First magnitude that float16 does not flush to zero.
-        normal: First magnitude that float16 keeps as a normal number.
+        normal: First magnitude that float16 keeps as a normal number; None where it is ``kept``.
         shift: Left shift that makes a float16 of a word; None where nothing does.
         tame: First largest magnitude for which the squares lose nothing to underflow.
         wild: First largest magnitude for which they may overflow when added.

@@ -35,7 +35,7 @@ def scan_usual(
         rows: How many rows.
         length: Elements in each.
         kept: First magnitude that float16 does not flush to zero.
-        normal: First magnitude that float16 keeps as a normal number.
+        normal: First magnitude that float16 keeps as a normal number; None where it is ``kept``.
         shift: Left shift that makes a float16 of an element; None where nothing does.
 
     Returns:
@@ -47,16 +47,15 @@ def scan_usual(
     def generate(_ctx: Node, builder: Node, _sig: Node, args: Node) -> Node:
         *place, kept_at, normal_at, widen = args
         run = Words(builder, kept.bitwidth)
-        low, high = run.splat(kept_at), run.splat(normal_at)
+        limits = [run.splat(at) for at, kind in ((kept_at, kept), (normal_at, normal)) if kind != types.none]
 
         def count(words: Vector, mask: Vector, counters: list[Vector]) -> list[Vector]:
-            signed, unsigned, below_kept, below_normal = counters
+            signed, unsigned, *below = counters
             magnitude = words & run.magnitude
             return [
                 signed.larger_signed(words.where(mask, run.sign)),
                 unsigned.larger(words),
-                below_kept.less_one_where(mask & (magnitude < low)),
-                below_normal.less_one_where(mask & (magnitude < high)),
+                *(seen.less_one_where(mask & (magnitude < limit)) for seen, limit in zip(below, limits, strict=True)),
             ]
 
         unit = Unit(
@@ -67,8 +66,9 @@ def scan_usual(
             narrow=run.bits <= _NARROW,
             exact=run.bits < I64.width,
         )
-        counters, scalars = unit.scan([run.sign, run.full(0), run.full(0), run.full(0)])
-        return cgutils.pack_struct(builder, [*_largest(*counters[:2]), *map(counted, counters[2:]), *scalars])
+        (signed, unsigned, *below), scalars = unit.scan([run.sign, run.full(0), *(run.full(0) for _ in limits)])
+        counts = [counted(below[0]), counted(below[-1])]
+        return cgutils.pack_struct(builder, [*_largest(signed, unsigned), *counts, *scalars])
 
     results = types.Tuple((types.int64,) * 5 + (types.float64,) * 4)
     return results(types.intp, types.intp, types.intp, kept, normal, shift), generate

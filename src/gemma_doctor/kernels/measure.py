@@ -120,7 +120,7 @@ def _float_form(format_: FloatFormat) -> compiled.FloatForm:
         has_infinity=format_.has_infinity,
         overflow=word(format_.overflow),
         kept=word(format_.kept),
-        normal=word(format_.normal),
+        normal=None if format_.normal == format_.kept else word(format_.normal),
         shift=np.uint16(format_.shift) if format_.sums == "half" else None,
         # 2**-40: squares of values 2**23 times smaller still fit float32's normals. 2**60: 2**24 squares still fit.
         tame=word((127 - 40) << 7 if bfloat16 else 0),

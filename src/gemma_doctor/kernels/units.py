@@ -6,7 +6,7 @@ are added one after the other in float32, and the relative error of a sum stays 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gemma_doctor.kernels.vectors import F32, F64, I64, Node, Vector
@@ -111,7 +111,7 @@ class Unit:
             return [*after[:many], *self._zeros(), *_flushed(state[-2:], after[many:])]
 
         batches = b.udiv(b.add(whole, I64(BATCH - 1)), I64(BATCH))
-        totals = [Vector.full(b, F64, FLOATS, 0.0)] * 2
+        totals = [Vector.full(b, F64, DOUBLES, 0.0)] * 2
         state = loop(b, batches, [*state, *totals], batch)
         return state[:many], _flushed(state[-2:], state[many:-2])
 
@@ -132,8 +132,8 @@ class Unit:
 
 
 def _flushed(totals: list[Vector], sums: list[Vector]) -> list[Vector]:
-    """The totals in float64 with what has been added in float32."""
-    return [total + part.widened(F64) for total, part in zip(totals, _joined(sums), strict=True)]
+    """The totals in float64 with what has been added in float32, of which half as many lanes are widened."""
+    return [total + _tree(part.halves()).widened(F64) for total, part in zip(totals, _joined(sums), strict=True)]
 
 
 def _joined(sums: list[Vector]) -> list[Vector]:
@@ -142,7 +142,7 @@ def _joined(sums: list[Vector]) -> list[Vector]:
     return [_tree(sums[:half]), _tree(sums[half:])]
 
 
-def _tree(vectors: list[Vector]) -> Vector:
+def _tree(vectors: Sequence[Vector]) -> Vector:
     while vectors[1:]:
         vectors = [a + b for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
     return vectors[0]
