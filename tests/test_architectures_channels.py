@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from networks import Doubles, rms_norm, stats_of
 
 from gemma_doctor.architectures.bounds import Prover
-from gemma_doctor.architectures.channels import after_norm, larger, scaled, summed
+from gemma_doctor.architectures.channels import Channels, after_norm, larger, scaled, summed
 from gemma_doctor.architectures.expressions import AfterNorm, Input, Linear, Scaled, Sum, Times, Within
 from gemma_doctor.architectures.inequalities import Bound
 
@@ -108,6 +108,19 @@ def test_a_silent_channel_stays_silent_behind_what_has_no_bound() -> None:
     silenced = larger(channels, 0.0)
     assert silenced is not None
     assert list(silenced.reach) == [0.0, 0.0]
+
+
+def test_what_leaves_the_range_of_float64_has_no_bound_and_warns_of_nothing() -> None:
+    most = after_norm([1.7e308, 1.0], plus_one=False)
+    both = summed([(most, math.inf), (after_norm([1.7e308, 0.0], plus_one=True), math.inf)])
+    assert both is not None
+    for channels in (most, both, larger(after_norm([1e308, 1.0], plus_one=False), 2.0), scaled([1e308], None, 1e308)):
+        assert channels is not None
+        assert channels.peak == math.inf
+    finite = Channels(np.array([1.7e308, 1.0]))
+    total = summed([(finite, 1.7e308)] * 2)
+    assert total is not None
+    assert list(total.reach) == [math.inf, 2.0]
 
 
 def test_a_negative_factor_turns_signs_and_not_bounds() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -27,7 +28,8 @@ from gemma_doctor.architectures.expressions import (
     Within,
 )
 from gemma_doctor.architectures.inequalities import Bound
-from gemma_doctor.architectures.rounding import Arithmetic
+from gemma_doctor.architectures.rounding import Arithmetic, elements_in_float16
+from gemma_doctor.tensors import MeasuredTensor, TensorInfo
 
 CHANNELS = 8
 Halves = npt.NDArray[np.float16]
@@ -133,3 +135,17 @@ def test_a_step_is_bounded_with_what_float16_rounds_up_and_would_not_be_without(
         assert reached <= peak(source, tensors, "float16")
         rounded_up += reached > peak(source, tensors, "exact") * (1 + 1e-12)
     assert rounded_up > 5
+
+
+def vector(dtype: str, *elements: float) -> MeasuredTensor:
+    """A vector that is known element by element."""
+    info = TensorInfo("gain", dtype, (len(elements),), "file", 0, 0)
+    return MeasuredTensor(info, stats_of(np.array(elements)), "norm", elements=array("d", elements))
+
+
+def test_elements_are_rounded_as_a_loader_rounds_them_unless_one_of_them_overflows() -> None:
+    rounded = elements_in_float16(vector("BF16", 1 + 2**-11, -1 - 3 * 2**-11, 2.0**-25, 65519.0))
+    assert rounded == array("d", [1.0, -1 - 2**-9, 0.0, 65504.0])
+    assert elements_in_float16(vector("F16", 1.0, -3.0)) == array("d", [1.0, -3.0])
+    assert elements_in_float16(vector("BF16", 1.0, 65520.0)) is None
+    assert elements_in_float16(vector("BF16", 1.0, math.nan)) is None
