@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["E2B_CONFIG", "config_of", "e2b", "many_small", "matrices", "one_gigabyte"]
+__all__ = ["E2B_CONFIG", "ITEMSIZE", "config_of", "e2b", "many_small", "matrices", "one_gigabyte", "pool"]
 
 _ARCHITECTURES = Path(__file__).parents[1] / "tests" / "data" / "architectures.json.xz"
 _MODELS: dict[str, Any] = json.loads(lzma.decompress(_ARCHITECTURES.read_bytes()))["models"]
@@ -95,15 +95,16 @@ def _write(path: Path, shapes: Shapes, dtype: str) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     random = np.random.default_rng(0)
-    pool = _pool(dtype, random)
+    numbers = pool(dtype, random)
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for shape in shapes.values():
-            for part in _runs(pool, math.prod(shape), random):
+            for part in _runs(numbers, math.prod(shape), random):
                 stream.write(part.data)
 
 
-def _pool(dtype: str, random: np.random.Generator) -> npt.NDArray[Any]:
+def pool(dtype: str, random: np.random.Generator) -> npt.NDArray[Any]:
+    """``POOL`` numbers from a normal distribution in that dtype; of float8 any finite codes."""
     if dtype == "F8_E4M3":
         finite = np.array([code for code in range(256) if code & 0x7F < 0x7F], np.uint8)
         codes: npt.NDArray[np.uint8] = random.choice(finite, POOL)
