@@ -167,7 +167,7 @@ def test_where_float32_has_no_gradients_either_nothing_is_judged(tmp_path: Path)
     tensors = healthy(config)
     tensors["model.embed_tokens.weight"][:] = 0.0
     checkpoint = write(tmp_path / "checkpoint", tensors, config)
-    done = run("verify", checkpoint, "--seq-len", "8")
+    done = run("verify", checkpoint, "--seq-len", "8", "--html", tmp_path / "report.html")
     assert done.returncode == 2, done.stdout
     said = (
         "Could not tell, a backward pass was not judged. Ran forward and backward in float16 with text: ",
@@ -178,6 +178,9 @@ def test_where_float32_has_no_gradients_either_nothing_is_judged(tmp_path: Path)
         "\nNot judged: float16 backward pass, text: in float32, too, gradients of ",
     )
     assert [words for words in said if words not in done.stdout] == []
+    page = (tmp_path / "report.html").read_text()
+    assert "<p>Backward pass not judged: in float32, too, gradients are inf or NaN.</p>" in page
+    assert "<dt>Runs judged</dt><dd>1<small>of 1, 1 forward only</small></dd>" in page
 
 
 def test_against_itself_nothing_drifts(sound: Path) -> None:

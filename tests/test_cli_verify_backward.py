@@ -56,6 +56,7 @@ def test_a_run_without_a_parameter_that_is_trained_has_no_backward_pass_to_judge
     )
     text, image = done.out.partition("\ntext run: ")[2].split("\nimage run: ")
     assert f"\n  backward pass not run: {NOTHING}\n" in text
+    assert " outputs of operations measured: none overflowed in the forward pass\n" in text
     assert "loss scales" not in text
     assert "\n  loss scales 2^0 to 2^" in image
     assert f"\nNot judged: {PASS}: {NOTHING}, so there is no gradient: --freeze less, pick another input" in done.out

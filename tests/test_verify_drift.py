@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -41,3 +42,18 @@ def test_logits_that_are_not_finite_have_no_divergence(value: float) -> None:
     broken = logits.clone()
     broken[0, 0, 0] = value
     assert drift(logits, broken).kl is None
+
+
+@pytest.mark.parametrize("rows", [1, 1500])
+def test_the_relative_error_is_that_of_the_whole(rows: int) -> None:
+    """Frobenius norms over all positions, as NumPy has them in float64; more rows than are compared at a time."""
+    rng = np.random.default_rng(0)
+    true, seen = (rng.normal(size=(rows, 7)).astype(np.float32) for _ in range(2))
+    expected = np.linalg.norm(seen.astype(np.float64) - true) / np.linalg.norm(true.astype(np.float64))
+    assert drift(torch.from_numpy(true), torch.from_numpy(seen)).error == pytest.approx(expected, rel=1e-12)
+    assert drift(torch.from_numpy(true), torch.from_numpy(true)).error == 0
+
+
+def test_the_error_of_what_is_not_finite_is_not_known() -> None:
+    assert drift(torch.ones(2, 3), torch.full((2, 3), torch.inf)).error is None
+    assert drift(torch.zeros(2, 3), torch.zeros(2, 3)).error == 0

@@ -115,7 +115,7 @@ def test_without_a_class_of_its_own_a_picture_model_is_the_one_that_classifies(t
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"is quantised \(gptq\)"),
         (
             {"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]},
-            "a WhisperForConditionalGeneration is given input_features; verify knows text and pictures",
+            "a WhisperForConditionalGeneration is given input_features; verify runs models of texts, of pictures",
         ),
     ],
 )

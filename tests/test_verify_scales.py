@@ -132,3 +132,15 @@ def test_without_a_reference_only_overflow_closes_the_window(high: int) -> None:
 def test_one_scale_that_the_user_names() -> None:
     (trial,) = tried(backward(5, 8), REFERENCE, 8.0).trials
     assert (trial.scale, trial.outcome, trial.module) == (8.0, "underflow", "layer")
+
+
+@pytest.mark.parametrize(("share", "outcome"), [(2.0**-22, "sound"), (2.0**-18, "underflow")])
+def test_a_gradient_that_is_no_more_than_rounding_closes_no_window(share: float, outcome: str) -> None:
+    """A key's bias under softmax: its gradient is zero, but for what float32 makes of the sum."""
+    reference = {
+        "key.weight": TensorStats(count=10, minimum=-1e-10, maximum=5e-11),
+        "key.bias": TensorStats(count=10, minimum=0.0, maximum=share * 1e-10),
+    }
+    lost = {**reference, "key.bias": TensorStats(count=10, zeros=10, minimum=0.0, maximum=0.0)}
+    (trial,) = tried(lambda _: lost, reference, 8.0).trials
+    assert trial.outcome == outcome

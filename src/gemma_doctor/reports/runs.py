@@ -22,17 +22,18 @@ def write_runs(report: Report, sheet: Sheet) -> None:
     for run in verification.runs:
         sheet.blank()
         sheet.paragraph((f"{run.modality} run", "bold"), f": {run.inputs}", hang=2)
-        for line in (*_lines(run, report.activations), *_backward(report, run)):
+        for line in (*_lines(report, run), *_backward(report, run)):
             sheet.paragraph(line, indent=2, hang=2)
     sheet.blank()
     for line in _setting(verification):
         sheet.paragraph((line, "dim"), hang=2)
 
 
-def _lines(run: Run, activations: Sequence[Activation]) -> Iterator[str]:
-    own = [one for one in activations if one.run == run.modality]
+def _lines(report: Report, run: Run) -> Iterator[str]:
+    own = [one for one in report.activations if one.run == run.modality]
     broken = sum(one.nonfinite > 0 for one in own)
-    found = f"inf or NaN in {counted(broken, 'place')}" if run.first_failure else "none overflowed"
+    partly = " in the forward pass" if without_backward(report, run) else ""
+    found = f"inf or NaN in {counted(broken, 'place')}" if run.first_failure else f"none overflowed{partly}"
     if run.unjudged:
         found = f"inf or NaN in {counted(broken, 'place')}, in float32 too"
     yield f"{run.operations:,} outputs of operations measured: {found}"

@@ -218,7 +218,8 @@ def _runnable(folder: Path, build: Any) -> Any:  # noqa: ANN401  # as above
         )
     if build.main_input_name not in {"input_ids", "pixel_values"}:
         raise UsageError(
-            f"{folder}: a {build.__name__} is given {build.main_input_name}; verify knows text and pictures"
+            f"{folder}: a {build.__name__} is given {build.main_input_name}; verify runs models of texts, of pictures, "
+            "and of texts with pictures or sounds. scan needs no run"
         )
     return build
 

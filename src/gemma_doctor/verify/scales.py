@@ -19,6 +19,10 @@ START = 16
 _VANISHED = 0.5
 """A parameter's gradient has vanished if more than this share of its non-zero elements has become zero."""
 
+_ROUNDING = 2.0**-20
+"""A gradient that is smaller than this share of its module's largest is what float32 (2**-24) leaves of a sum that is
+zero: a key's bias shifts all scores of a query alike, and a softmax does not feel that."""
+
 Backward = Callable[[float], Mapping[str, TensorStats]]
 
 
@@ -77,7 +81,8 @@ def _judge(scale: float, seen: Mapping[str, TensorStats], reference: Mapping[str
     broken = [name for name, stats in seen.items() if stats.nan + stats.inf and not _broken(reference.get(name))]
     if broken:
         return LossScaleTrial(scale, "overflow", _module(broken[-1]), len(broken))
-    lost = {name: _lost(stats, reference[name]) for name, stats in seen.items() if name in reference}
+    meant = _meant(reference)
+    lost = {name: _lost(stats, reference[name]) for name, stats in seen.items() if name in meant}
     worst = max(lost, key=lambda name: lost[name], default=None)
     if worst is not None and lost[worst] > _VANISHED:
         vanished = sum(share > _VANISHED for share in lost.values())
@@ -87,6 +92,14 @@ def _judge(scale: float, seen: Mapping[str, TensorStats], reference: Mapping[str
 
 def _broken(stats: TensorStats | None) -> bool:
     return stats is not None and stats.finite < stats.count
+
+
+def _meant(reference: Mapping[str, TensorStats]) -> set[str]:
+    """The parameters whose gradients are more than rounding."""
+    largest: dict[str, float] = {}
+    for name, stats in reference.items():
+        largest[_module(name)] = max(largest.get(_module(name), 0.0), stats.absmax or 0.0)
+    return {name for name, stats in reference.items() if (stats.absmax or 0.0) >= _ROUNDING * largest[_module(name)]}
 
 
 def _lost(seen: TensorStats, true: TensorStats) -> float:

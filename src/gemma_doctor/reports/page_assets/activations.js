@@ -1,6 +1,6 @@
 // The same chart for what a model's operations put out, in the order of execution.
 // What is not float16, whose limit does not bound it, is pale.
-const PHASE_MARKS = { forward: "dot", backward: "cross", load: "square", "forward wide": "dot", "backward wide": "cross", "load wide": "square" };
+const PHASE_MARKS = { load: "square", "load wide": "square", forward: "dot", "forward wide": "dot", backward: "cross", "backward wide": "cross" };
 
 for (const box of document.querySelectorAll(".chart.activations")) {
   const run = data.runs[box.dataset.run];
@@ -25,6 +25,7 @@ for (const box of document.querySelectorAll(".chart.activations")) {
     act: () => {},
   });
   const legend = build("ul", { className: "legend" });
-  legendOf(legend, PHASE_MARKS, [...new Set(run.step.map((_, i) => kind(i)))].sort());
+  const kinds = new Set(run.step.map((_, i) => kind(i)));
+  legendOf(legend, PHASE_MARKS, Object.keys(PHASE_MARKS).filter((one) => kinds.has(one)));
   box.after(legend);
 }

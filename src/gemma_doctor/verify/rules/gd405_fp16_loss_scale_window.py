@@ -3,8 +3,9 @@
 ## What it checks
 
 Loss scales that are powers of two from 1 to 2^24. At a sound one every gradient is finite, and no parameter loses more
-than half of the non-zero elements of its gradient to zero. Less than 2^4 between the least and the largest sound scale
-is reported, with the layer that closes the window on either side.
+than half of the non-zero elements of its gradient to zero (one that is no more than rounding, as that of a key's bias
+under softmax is, does not count). Less than 2^4 between the least and the largest sound scale is reported, with the
+layer that closes the window on either side.
 
 ## Why it matters
 
