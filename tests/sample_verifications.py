@@ -58,7 +58,15 @@ RUNS = (
             )
         ),
     ),
-    Run("image", "1 image of 768 x 768", 1, 0.5, loss=2.5, loss_scales=LossScales((LossScaleTrial(4.0, "sound"),))),
+    Run(
+        "image",
+        "1 image of 768 x 768",
+        1,
+        0.5,
+        loss=2.5,
+        reference_loss=2.5,
+        loss_scales=LossScales((LossScaleTrial(4.0, "sound"),)),
+    ),
 )
 VERIFICATION = Verification(
     device="cpu",

@@ -149,3 +149,12 @@ def test_another_kind_of_model_is_not_compared_with(sound: Path, seeing: Path, t
     said = f"--against {tmp_path / 'vit'}: a ViTModel takes image, and the Gemma3ForCausalLM of {sound} is given text"
     assert (done.code, said in done.err) == (2, True), done.err
     assert verify(seeing, "--against", seeing, "--modality", "image", "--no-backward").code == 0
+
+
+def test_without_a_reference_loss_scales_are_said_to_be_judged_by_half(sound: Path, tmp_path: Path) -> None:
+    """Whether a gradient is zero for want of range is known beside another run only."""
+    page, card = tmp_path / "report.html", tmp_path / "report.md"
+    for reference, times in (("none", 1), ("float32", 0)):
+        done = verify(sound, "--reference", reference, "--html", page, "--markdown", card)
+        for document in (done.out, page.read_text(), card.read_text()):
+            assert document.count(", but for gradients that vanish: no reference tells which") == times

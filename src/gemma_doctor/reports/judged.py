@@ -5,7 +5,7 @@ from __future__ import annotations
 from gemma_doctor.records import Report
 from gemma_doctor.verifications import Run
 
-__all__ = ["badge", "only_backward", "without_backward"]
+__all__ = ["badge", "blind", "only_backward", "without_backward"]
 
 _BACKWARD = "float16 backward pass, "
 """What the coverage calls a backward pass that was not judged, before the kind of its input."""
@@ -26,6 +26,11 @@ def without_backward(report: Report, run: Run) -> str:
     if run.loss is None:
         return "backward pass not run: the float16 loss is not finite"
     return "backward pass not run: the loss depends on no parameter that is trained"
+
+
+def blind(run: Run) -> str:
+    """What is added to sound loss scales where no reference says which gradients are zero and should not be."""
+    return "" if run.reference_loss is not None else ", but for gradients that vanish: no reference tells which"
 
 
 def badge(report: Report, run: Run) -> tuple[str, str]:

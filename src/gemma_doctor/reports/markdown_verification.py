@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from gemma_doctor.records import Report
 from gemma_doctor.reports.convolutions import number
-from gemma_doctor.reports.judged import without_backward
+from gemma_doctor.reports.judged import blind, without_backward
 from gemma_doctor.reports.markdown_text import cell, code, prose
 from gemma_doctor.reports.names import clipped
 from gemma_doctor.reports.wording import counted, listed
@@ -76,7 +76,7 @@ def _scales(report: Report, run: Run) -> str:
     sound, room = run.loss_scales.sound, run.loss_scales.room
     if not sound or room is None:
         return "none of those tried"
-    return f"{min(sound):g} to {max(sound):g} ({room:.3g} bits)"
+    return f"{min(sound):g} to {max(sound):g} ({room:.3g} bits){blind(run)}"
 
 
 def _failure(modality: str, failure: FailingOp) -> str:

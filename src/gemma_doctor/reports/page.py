@@ -20,7 +20,7 @@ from gemma_doctor.plans import Plan
 from gemma_doctor.records import Report
 from gemma_doctor.reports import page_filters, reach
 from gemma_doctor.reports.comparison import compare
-from gemma_doctor.reports.judged import badge, only_backward, without_backward
+from gemma_doctor.reports.judged import badge, blind, only_backward, without_backward
 from gemma_doctor.reports.layers import stacks
 from gemma_doctor.reports.order import in_model_order
 from gemma_doctor.reports.page_data import payload
@@ -90,6 +90,7 @@ def to_html(  # noqa: PLR0913  # one noun, and what the caller alone knows of it
             script=script,
             policy=_policy(style, script),
             badge=badge,
+            blind=blind,
             without_backward=without_backward,
             forward_only=only_backward(report),
             data=Markup(payload(report, ordered, layers, comparison)),  # noqa: S704  # JSON without <, > and &

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from gemma_doctor.records import Report
-from gemma_doctor.reports.judged import without_backward
+from gemma_doctor.reports.judged import blind, without_backward
 from gemma_doctor.reports.sheet import Sheet
 from gemma_doctor.reports.wording import counted, size
 from gemma_doctor.verifications import Activation, Drift, LossScales, Run, Verification, bits
@@ -54,7 +54,7 @@ def _backward(report: Report, run: Run) -> Iterator[str]:
     if why:
         yield why
     if run.loss_scales is not None:
-        yield f"{'the other gradients: ' if why else ''}{_scales(run.loss_scales)}"
+        yield f"{'the other gradients: ' if why else ''}{_scales(run.loss_scales)}{blind(run)}"
 
 
 def _largest(own: Sequence[Activation]) -> Iterator[str]:
