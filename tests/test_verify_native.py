@@ -29,6 +29,7 @@ from gemma_doctor.verify.loading import read_config
 from gemma_doctor.verify.measures import Measures, Request
 from gemma_doctor.verify.native import NativeTrace
 from gemma_doctor.verify.outputs import Comparing, Keeping, seeing
+from gemma_doctor.verify.passing import unseen
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.tracing import Trace
 
@@ -240,6 +241,30 @@ def test_what_is_done_beside_the_model_is_not_recorded(trace: NativeTrace, model
     assert ops(trace) == [*step, *step, "aten.ones", "aten.zeros"]
 
 
+def test_what_is_done_beside_something_that_is_beside_the_model_is_not_either(trace: NativeTrace) -> None:
+    with trace:
+        with unseen():
+            with unseen():
+                torch.ones(2)
+            torch.zeros(2)
+        torch.full((2,), 1.0)
+    assert ops(trace) == ["aten.full"]
+
+
+def test_observers_that_are_switched_off_are_on_while_it_is_entered(trace: NativeTrace) -> None:
+    switch = torch.autograd._enable_record_function  # noqa: SLF001  # no public name does it
+    switch(False)  # noqa: FBT003
+    try:
+        with trace:
+            torch.ones(2)
+        with torch.autograd.profiler.profile() as profile:
+            torch.ones(2)
+    finally:
+        switch(True)  # noqa: FBT003
+    assert ops(trace) == ["aten.ones"]
+    assert not profile.function_events
+
+
 def test_what_autocast_casts_is_recorded(trace: NativeTrace) -> None:
     """An operation that autocast knows casts what it is given, and calls itself."""
     narrow, wide = torch.full((2,), 2.0**15, dtype=torch.float16), torch.full((2,), 2.0**17)
@@ -313,6 +338,31 @@ def test_other_threads_are_left_alone(trace: NativeTrace) -> None:
         fake, calls, names = pool.submit(elsewhere).result()
     assert (fake, calls, names) == (True, 1, ["aten.ones.default", "aten.mul.Tensor"])
     assert ops(trace) == ["aten.ones"]
+
+
+def test_a_thread_that_outlives_it_is_left_alone(trace: NativeTrace) -> None:
+    """TorchScript's go on observing."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(trace.__enter__).result()
+        pool.submit(torch.ones, 2).result()
+        trace.__exit__(None)
+        pool.submit(torch.zeros, 2).result()
+    assert ops(trace) == ["aten.ones"]
+
+
+def test_a_call_that_outlives_it_is_not_noted(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401
+    one, other = (NativeTrace(compiled, Places.of(model), 1 << 28) for _ in range(2))
+
+    @library.custom_op("gemma_doctor_test::ending", mutates_args=())  # type: ignore[untyped-decorator]
+    def ending(x: Tensor) -> Tensor:
+        one.__exit__(None)
+        return x * 2
+
+    one.__enter__()
+    ending(torch.ones(2))
+    with other:
+        torch.zeros(2)
+    assert (ops(one), ops(other)) == (["aten.ones"], ["aten.zeros"])
 
 
 def test_there_is_one_at_a_time_and_another_is_refused(compiled: Any, model: nn.Module) -> None:  # noqa: ANN401

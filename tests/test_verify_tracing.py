@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from native_recorder import compiled_recorder
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.utils.checkpoint import checkpoint
 
 from gemma_doctor.kernels.outputs import Launched
@@ -209,6 +209,77 @@ def test_a_list_of_tensors_that_is_written_to_is_of_outputs(traced: Traced) -> N
         ("aten._foreach_mul_", 6.0, (0,)),
         ("aten._foreach_mul_", 3.0, (0,)),
     ]
+
+
+def test_what_failed_wrote_nothing(traced: Traced) -> None:
+    """It returns nothing, whether it fails or not."""
+    targets = [torch.ones(2), torch.ones(2)]
+
+    def run() -> None:
+        with pytest.raises(RuntimeError, match="must match the size"):
+            torch._foreach_add_(targets, [torch.ones(2), torch.ones(3)])
+        torch._foreach_add_(targets, 1.0)
+
+    ops = [event.key[2] for event in traced(nn.Module(), run)]
+    assert ops == ["aten.ones"] * 2 + ["aten._foreach_add_"] * 2
+
+
+def test_sparse_gradients_have_no_memory_and_what_they_hold_has(traced: Traced) -> None:
+    table = nn.Embedding(5, 3, sparse=True)
+
+    def run() -> None:
+        (table(torch.tensor([1, 1, 2])) * 2).sum().backward()
+        table.weight.grad.to_dense() * 2
+
+    events = traced(table, run)
+    assert [(event.key[2], event.inputs) for event in events[-3:]] == [
+        ("aten.mul", (3,)),
+        ("aten._to_dense", ()),
+        ("aten.mul", (5,)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("run", "ops"),
+    [
+        (
+            lambda: torch.func.grad(lambda x: (x * torch.ones(3)).sum())(torch.zeros(3)),
+            ["zeros", "ones", "mul", "sum", "ones_like", "mul"],
+        ),
+        (
+            lambda: torch.vmap(lambda x: x + torch.randn(3), randomness="different")(torch.zeros(2, 3)),
+            ["zeros", "randn", "add"],
+        ),
+        (lambda: torch.func.functionalize(lambda x: x.add_(1))(torch.zeros(3)), ["zeros", "add", "copy_"]),
+        (
+            lambda: torch.autograd.grad(
+                (x := torch.ones(2, requires_grad=True)) * 3, x, torch.eye(2), is_grads_batched=True
+            ),
+            ["ones", "mul", "eye", "mul"],
+        ),
+    ],
+    ids=["grad", "vmap", "functionalize", "batched"],
+)
+def test_what_transforms_call_in_turn_is_recorded_once(
+    traced: Traced, run: Callable[[], object], ops: list[str]
+) -> None:
+    """What makes tensors too."""
+    assert [event.key[2] for event in traced(nn.Module(), run)] == [f"aten.{op}" for op in ops]
+
+
+def test_operators_that_come_and_go_have_their_own_names(traced: Traced) -> None:
+    """They may lie where another one lay."""
+
+    def run() -> None:
+        for name in "abcd":
+            own = library.Library("gemma_doctor_test", "FRAGMENT")
+            own.define(f"{name}(Tensor x) -> Tensor")
+            own.impl(name, lambda x: x * 2, "CPU")
+            getattr(torch.ops.gemma_doctor_test, name)(torch.ones(2))
+            own._destroy()  # noqa: SLF001  # as torch's documentation says
+
+    ops = [event.key[2] for event in traced(nn.Module(), run)]
+    assert ops[1::2] == [f"gemma_doctor_test.{name}" for name in "abcd"]
 
 
 def test_what_is_given_by_name_to_be_written_to_is_an_output(traced: Traced) -> None:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 __all__ = ["Operation", "address", "operation", "tensors_in"]
 
-address: Callable[[Tensor], int] = torch._C._data_address  # noqa: SLF001  # without a storage that Python sees
-"""Where a tensor's memory begins, which its views share; 0 where it has none."""
+_address: Callable[[Tensor], int] = torch._C._data_address  # noqa: SLF001  # without a storage that Python sees
 
 _UNINITIALISED = frozenset(
     f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_")
@@ -68,6 +67,14 @@ class Operation:
         for place, item in enumerate(result if self.several else (result,)):
             if place in places:
                 yield from tensors_in(item)
+
+
+def address(tensor: Tensor) -> int:
+    """Where a tensor's memory begins, which its views share; 0 where it has none of its own, as a sparse one."""
+    try:
+        return _address(tensor)
+    except NotImplementedError:
+        return 0
 
 
 def operation(overload: Any) -> Operation:  # noqa: ANN401  # torch's OpOverload

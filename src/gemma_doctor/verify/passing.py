@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from threading import Lock
+from threading import Lock, local
 
 import torch
 from torch import Tensor, library
@@ -49,6 +49,19 @@ _entered = 0
 _held = ExitStack()
 
 
+class _Thread(local):
+    """What a thread has entered.
+
+    Attributes:
+        unseen: How many times :func:`unseen`.
+    """
+
+    unseen = 0
+
+
+_thread = _Thread()
+
+
 def ordinary(tensors: Iterable[Tensor]) -> bool:
     """Whether no class of these tensors has an answer of its own to operations, as torchao's quantised weights do."""
     return not any(torch._C._dispatch_keys(tensor).has(_MODES) for tensor in tensors)  # noqa: SLF001
@@ -56,14 +69,19 @@ def ordinary(tensors: Iterable[Tensor]) -> bool:
 
 @contextmanager
 def unseen() -> Iterator[None]:
-    """While it lasts, no trace sees what this thread does: neither a dispatch mode nor an observer of operators."""
+    """While it lasts, no trace sees what this thread does: neither a dispatch mode nor an observer of operators.
+
+    It may be entered again meanwhile.
+    """
     observed = torch.autograd._enable_record_function  # noqa: SLF001  # torch's profiler calls it so too
     observed(False)  # noqa: FBT003
+    _thread.unseen += 1
     try:
         with _disable_current_modes():
             yield
     finally:
-        observed(True)  # noqa: FBT003
+        _thread.unseen -= 1
+        observed(not _thread.unseen)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 // is how its profiler learns of them), with what the call was given and what it gave. native.py compiles this file.
 
 #include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/record_function.h>
 #include <c10/util/SmallVector.h>
 #include <c10/util/flat_hash_map.h>
@@ -14,12 +15,14 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -41,7 +44,13 @@ const c10::DispatchKeySet UNSEEN = c10::DispatchKeySet(c10::DispatchKeySet::FULL
 
 // Those by which a tensor is not itself but holds others: what is done with these is called in turn.
 const c10::DispatchKeySet HOLDING({c10::DispatchKey::Python, c10::DispatchKey::FuncTorchBatched,
-                                   c10::DispatchKey::FuncTorchGradWrapper});
+                                   c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Functionalize,
+                                   c10::DispatchKey::Batched});
+
+// Those by which functorch is asked about operations, those without a tensor too; it calls them again when it has said
+// its own.
+const c10::DispatchKeySet ASKING(
+    {c10::DispatchKey::FuncTorchDynamicLayerFrontMode, c10::DispatchKey::FuncTorchDynamicLayerBackMode});
 
 // What operations.py knows of an operation. Places are those of the schema.
 struct Operation {
@@ -134,6 +143,7 @@ struct Begun : at::ObserverContext {
   c10::SmallVector<std::int64_t, 4> sources;
   c10::SmallVector<at::Tensor, 1> written;
   bool unbounded = false;
+  const int raised = std::uncaught_exceptions();
 };
 
 // Whether this thread is within a call that is noted: what that calls in turn is its own affair.
@@ -203,10 +213,10 @@ class Recorder {
     return noted;
   }
 
-  // It ended; without outputs where it failed.
+  // It ended, or failed.
   void ended(const at::RecordFunction& call, const Begun& noted) {
+    if (std::uncaught_exceptions() > noted.raised) return;
     const Operation& known = noted.known;
-    if (call.outputs().size() < known.returned) return;
     const auto results = last(call.outputs(), known.returned);
     const auto note_each = [&](const at::Tensor& output) { note(output, noted); };
     for (const at::Tensor& output : noted.written) note_each(output);
@@ -214,6 +224,12 @@ class Recorder {
     for (const std::size_t place : known.besides) {
       tensors_in(results[place], [&](const at::Tensor& tensor) { forget(tensor); });
     }
+  }
+
+  // An operator is taken away: another's name may lie there afterwards.
+  void left(const char* name) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (auto known = known_.extract(name)) left_.push_back(std::move(known));  // it may be running
   }
 
   // What an observer did not do is told by flush: torch only warns of its errors.
@@ -381,7 +397,7 @@ class Recorder {
   }
 
   // Known by where the name in its schema lies, which stays there; hashing the name takes longer. Null where what is
-  // called is no operator: autograd tells of its nodes too.
+  // called is no operator: torch tells of autograd.Functions too.
   const Operation* operation(const at::RecordFunction& call) {
     const void* place = call.name();
     {
@@ -412,6 +428,7 @@ class Recorder {
   const c10::DispatchKey autocast_;
   Texts names_, modules_, parameters_;
   std::unordered_map<const void*, Operation> known_;  // references to what it holds stay valid
+  std::vector<std::unordered_map<const void*, Operation>::node_type> left_;
   std::unordered_map<const c10::TensorImpl*, std::int64_t> owners_;
   ska::flat_hash_map<std::uintptr_t, std::int64_t> origins_;
   std::map<Kind, std::int64_t, Before> kind_numbers_;
@@ -426,37 +443,59 @@ class Recorder {
 };
 
 // The recorder whose trace is entered: one at a time in a process.
-Recorder* active = nullptr;
+std::atomic<Recorder*> active = nullptr;
 
-// Has an observer do something, whose own calls are not noted.
+// Has an observer do something, whose own calls are not noted. Not where no trace is entered any more: a call may end
+// later, and threads on which TorchScript runs go on observing.
 template <typename Do>
 void quietly(Do what) {
+  Recorder* const recorder = active;
   within = true;
   try {
-    what();
+    if (recorder != nullptr) what(*recorder);
   } catch (...) {
-    active->failed();
+    recorder->failed();
   }
   within = false;
 }
 
-// Not what torch hides from modes too: how it fills constants.
+// Not what torch hides from modes too: how it fills constants; nor what functorch calls again.
+bool visible() {
+  const c10::impl::LocalDispatchKeySet local = c10::impl::tls_local_dispatch_key_set();
+  return !local.excluded_.has(c10::DispatchKey::Python) && !(local.included_ - local.excluded_).has_any(ASKING);
+}
+
 std::unique_ptr<at::ObserverContext> begun(const at::RecordFunction& call) {
   std::unique_ptr<Begun> noted;
-  if (!within && !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::Python))
-    quietly([&] { noted = active->begun(call); });
+  if (!within && visible()) quietly([&](Recorder& recorder) { noted = recorder.begun(call); });
   within |= noted != nullptr;
   return noted;
 }
 
 void ended(const at::RecordFunction& call, at::ObserverContext* noted) {
-  if (noted != nullptr) quietly([&] { active->ended(call, *static_cast<Begun*>(noted)); });
+  if (noted != nullptr) quietly([&](Recorder& recorder) { recorder.ended(call, *static_cast<Begun*>(noted)); });
 }
 
-// While it lives, this thread's operations are noted, and those of autograd's threads that run for it.
+// Tells the recorder of operators that are taken away.
+class Leaving : public c10::OpRegistrationListener {
+ public:
+  explicit Leaving(Recorder& recorder) : recorder_(recorder) {}
+  void onOperatorRegistered(const c10::OperatorHandle&) override {}
+  void onOperatorDeregistered(const c10::OperatorHandle& operation) override {
+    recorder_.left(operation.schema().name().c_str());
+  }
+
+ private:
+  Recorder& recorder_;
+};
+
+// Until it ends, this thread's operations are noted, and those of autograd's threads that run for it; also where someone
+// has switched observers off.
 class Observing {
  public:
-  explicit Observing(Recorder& recorder) {
+  explicit Observing(Recorder& recorder)
+      : on_(std::in_place),
+        leaving_(c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<Leaving>(recorder))) {
     active = &recorder;
     handle_ = at::addThreadLocalCallback(at::RecordFunctionCallback(begun, ended)
                                              .needsInputs(true)
@@ -466,9 +505,13 @@ class Observing {
   void end() {
     at::removeCallback(handle_);
     active = nullptr;
+    leaving_.reset();
+    on_.reset();
   }
 
  private:
+  std::optional<at::RecordFunctionGuard> on_;
+  std::optional<c10::RegistrationHandleRAII> leaving_;
   at::CallbackHandle handle_;
 };
 
