@@ -422,6 +422,8 @@ def test_what_is_measured_in_place_has_the_same_figures(
         (x[:, ::2] * 2).expand(4, 2, 2, 4) + 1
         x.half() + 1
         x.double() * 3
+        x[:, ::2].mul_(2)
+        torch.complex(x, x).conj().imag.add_(1)
 
     def recorded() -> list[Event]:
         trace = NativeTrace(compiled, Places.of(model), 1 << 10)

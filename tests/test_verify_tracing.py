@@ -282,6 +282,16 @@ def test_operators_that_come_and_go_have_their_own_names(traced: Traced) -> None
     assert ops[1::2] == [f"gemma_doctor_test.{name}" for name in "abcd"]
 
 
+def test_two_outputs_in_one_memory_are_measured_before_it_is_written_to(traced: Traced) -> None:
+    x = torch.ones(3)
+
+    def run() -> None:
+        torch._foreach_mul_([x, x], 2.0)
+        x.add_(1)
+
+    assert [event.stats.maximum for event in traced(nn.Module(), run)] == [4.0, 4.0, 5.0]
+
+
 def test_what_is_given_by_name_to_be_written_to_is_an_output(traced: Traced) -> None:
     x = torch.ones(4)
     (event,) = traced(nn.Module(), lambda: torch.mul(x, 2.0, out=torch.empty(4)))
@@ -296,6 +306,8 @@ def test_what_is_given_by_name_to_be_written_to_is_an_output(traced: Traced) -> 
         lambda: torch.empty_like(torch.ones(4)),
         lambda: torch.empty_strided((10, 10), (10, 1)),
         lambda: torch.ones(4).new_empty_strided((10, 10), (10, 1)),
+        lambda: torch.empty_permuted((10, 10), (1, 0)),
+        lambda: torch.empty(0).resize_as_(torch.ones(4)),
     ],
 )
 def test_uninitialised_memory_is_no_output(traced: Traced, make: Callable[[], Tensor]) -> None:

@@ -14,7 +14,11 @@ __all__ = ["Operation", "address", "operation", "tensors_in"]
 _address: Callable[[Tensor], int] = torch._C._data_address  # noqa: SLF001  # without a storage that Python sees
 
 _UNINITIALISED = frozenset(
-    f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_")
+    f"aten::{name}"
+    for name in (
+        *("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"),
+        *("resize_", "resize_as_"),
+    )
 )
 """Their outputs hold whatever the memory held: it means nothing until something is written there."""
 
