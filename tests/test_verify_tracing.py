@@ -321,6 +321,12 @@ def test_views_and_integers_are_no_outputs(traced: Traced) -> None:
     assert events == []
 
 
+def test_what_gives_no_tensor_has_no_outputs_within(traced: Traced) -> None:
+    """Of two that are not equal it takes the difference."""
+    x = torch.ones(4)
+    assert traced(nn.Module(), lambda: torch.allclose(x, x)) == []
+
+
 def test_casts_are_outputs(traced: Traced) -> None:
     x = torch.tensor([70_000.0, 1.0])
     (event,) = traced(nn.Module(), x.half)

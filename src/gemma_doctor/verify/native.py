@@ -132,7 +132,8 @@ def _learn(device: str, name: str, overload: str) -> tuple[Any, ...]:
         for key in (device, "CompositeImplicitAutograd", f"Autocast{device}")
     )
     sizes = len(schema.arguments), len(schema.returns)
-    kinds = known.initialises, known.silent, known.numbers, composition and not here, autocast
+    shows = known.silent and any("Tensor" in str(value.type) for value in schema.returns)
+    kinds = known.initialises, shows, known.numbers, composition and not here, autocast
     return known.name, sorted(known.made), sorted(known.besides), written, *sizes, *kinds
 
 

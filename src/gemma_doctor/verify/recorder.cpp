@@ -49,8 +49,8 @@ const c10::DispatchKeySet HOLDING({c10::DispatchKey::Python, c10::DispatchKey::F
 
 // Those by which functorch is asked about operations, those without a tensor too; it calls them again when it has said
 // its own.
-const c10::DispatchKeySet ASKING(
-    {c10::DispatchKey::FuncTorchDynamicLayerFrontMode, c10::DispatchKey::FuncTorchDynamicLayerBackMode});
+const c10::DispatchKeySet ASKING({c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+                                  c10::DispatchKey::FuncTorchDynamicLayerBackMode});
 
 // What operations.py knows of an operation. Places are those of the schema.
 struct Operation {
@@ -61,7 +61,7 @@ struct Operation {
   std::size_t taken;
   std::size_t returned;
   bool initialises;
-  bool silent;
+  bool shows;  // what there is, and makes nothing
   bool numbers;
   bool composed;
   bool cast;
@@ -188,10 +188,10 @@ class Recorder {
     entered_ = entered;
   }
 
-  // A call begins; null where it is not noted: it makes nothing, or is made of calls that are noted.
+  // A call begins; null where it is not noted: it only shows again what there is, or is made of calls that are noted.
   std::unique_ptr<Begun> begun(const at::RecordFunction& call) {
     const Operation* known = operation(call);
-    if (known == nullptr || known->silent || known->composed) return nullptr;
+    if (known == nullptr || known->shows || known->composed) return nullptr;
     const auto arguments = last(call.inputs(), known->taken);
     auto noted = std::make_unique<Begun>(*known);
     bool passing = false;
@@ -409,14 +409,14 @@ class Recorder {
     if (!name) return nullptr;
     const py::gil_scoped_acquire python;
     using Places = std::vector<std::size_t>;
-    const auto [text, made, besides, written, taken, returned, initialises, silent, numbers, composed, cast] =
+    const auto [text, made, besides, written, taken, returned, initialises, shows, numbers, composed, cast] =
         learn_(name->name, name->overload_name)
             .cast<std::tuple<std::string, Places, Places, Places, std::size_t, std::size_t, bool, bool, bool, bool,
                              bool>>();
     const std::lock_guard<std::mutex> lock(mutex_);
     return &known_
                 .try_emplace(place, Operation{names_.number(text), made, besides, written, taken, returned, initialises,
-                                              silent, numbers, composed, cast})
+                                              shows, numbers, composed, cast})
                 .first->second;
   }
 
@@ -489,8 +489,8 @@ class Leaving : public c10::OpRegistrationListener {
   Recorder& recorder_;
 };
 
-// Until it ends, this thread's operations are noted, and those of autograd's threads that run for it; also where someone
-// has switched observers off.
+// Until it ends, this thread's operations are noted, and those of autograd's threads that run for it. It switches
+// observers on where somebody has switched them off.
 class Observing {
  public:
   explicit Observing(Recorder& recorder)
