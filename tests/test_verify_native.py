@@ -405,6 +405,22 @@ def test_what_fails_while_outputs_are_measured_is_what_the_caller_sees(
         raise ValueError("its own")
 
 
+def test_what_failed_is_not_kept_once_it_is_told(trace: NativeTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frames hold tensors."""
+    kept: list[StorageWeakRef] = []
+
+    def failing(tensors: list[Tensor]) -> None:
+        kept.extend(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors)
+        raise torch.OutOfMemoryError("no memory to measure")
+
+    monkeypatch.setattr(outputs, "launch", failing)
+    with pytest.raises(torch.OutOfMemoryError), trace:
+        torch.ones(3)
+    gc.collect()
+    assert kept
+    assert all(memory.expired() for memory in kept)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what Triton's interpreter says of NaN and overflow
 def test_what_is_measured_in_place_has_the_same_figures(
     compiled: Any,  # noqa: ANN401

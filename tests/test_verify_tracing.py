@@ -321,6 +321,11 @@ def test_views_and_integers_are_no_outputs(traced: Traced) -> None:
     assert events == []
 
 
+def test_no_numbers_are_no_output(traced: Traced) -> None:
+    x = torch.ones(4)
+    assert traced(nn.Module(), lambda: (x[:0].mul_(2), x[:0] * 2)) == []
+
+
 def test_what_gives_no_tensor_has_no_outputs_within(traced: Traced) -> None:
     """Of two that are not equal it takes the difference."""
     x = torch.ones(4)

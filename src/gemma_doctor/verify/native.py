@@ -1,7 +1,8 @@
 """The recorder in C++: on a GPU a step's operations take less time than Python needs to look at them.
 
 ``recorder.cpp`` is compiled when it is first wanted, with the headers that torch brings and the compiler of the
-machine, and kept in the user's cache. Without a compiler the trace runs in Python, with the same result.
+machine, and kept in the user's cache. Without a compiler the trace runs in Python, with the same result but where torch
+itself runs something else for a dispatch mode: ``scatter`` for ``scatter_``, or no shortcut that looks at the numbers.
 """
 
 from __future__ import annotations
