@@ -44,8 +44,7 @@ const c10::DispatchKeySet UNSEEN = c10::DispatchKeySet(c10::DispatchKeySet::FULL
 
 // Those by which a tensor is not itself but holds others: what is done with these is called in turn.
 const c10::DispatchKeySet HOLDING({c10::DispatchKey::Python, c10::DispatchKey::FuncTorchBatched,
-                                   c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Functionalize,
-                                   c10::DispatchKey::Batched});
+                                   c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::Batched});
 
 // Those by which functorch is asked about operations, those without a tensor too; it calls them again when it has said
 // its own.
