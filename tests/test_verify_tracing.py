@@ -15,6 +15,7 @@ from gemma_doctor.kernels.outputs import Launched
 from gemma_doctor.verify import recording
 from gemma_doctor.verify.events import Event, Key
 from gemma_doctor.verify.native import NativeTrace
+from gemma_doctor.verify.passing import unseen
 from gemma_doctor.verify.places import Places
 from gemma_doctor.verify.tracing import Trace
 
@@ -330,6 +331,15 @@ def test_what_gives_no_tensor_has_no_outputs_within(traced: Traced) -> None:
     """Of two that are not equal it takes the difference."""
     x = torch.ones(4)
     assert traced(nn.Module(), lambda: torch.allclose(x, x)) == []
+
+
+def test_what_is_done_beside_the_model_is_not_recorded(traced: Traced) -> None:
+    def run() -> None:
+        with unseen():
+            torch.zeros(2)
+        torch.ones(2)
+
+    assert [event.key[2] for event in traced(nn.Module(), run)] == ["aten.ones"]
 
 
 def test_casts_are_outputs(traced: Traced) -> None:
