@@ -187,7 +187,7 @@ def figures(one: Activation) -> Activation:
 
 def added_up(one: Activation) -> bool:
     """Whether autograd copies a gradient to where it adds them up, which an offloaded weight does not have."""
-    return one.phase == "backward" and one.op == "aten.copy_"
+    return one.phase == "backward" and one.op == "aten.copy"
 
 
 @dataclass

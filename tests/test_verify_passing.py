@@ -121,7 +121,7 @@ def test_writing_through_a_view_is_an_output_of_the_tensor() -> None:
         x + 1
     assert [(event.key[2], event.inputs, event.stats.maximum) for event in trace.events()] == [
         ("aten.ones", (), 1.0),
-        ("aten.mul_", (0,), 3.0),
+        ("aten.mul", (0,), 3.0),
         ("aten.add", (1,), 4.0),
     ]
 

@@ -246,7 +246,7 @@ def told(model: nn.Module) -> list[tuple[object, ...]]:
     return [
         (event.key, event.stats, () if event.key[0] == "backward" and dtype == torch.float16 else event.weights)
         for event in trace.events()
-        if event.key[::2] != ("backward", "aten.copy_")
+        if event.key[::2] != ("backward", "aten.copy")
     ]
 
 

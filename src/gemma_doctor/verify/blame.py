@@ -64,7 +64,7 @@ def _hides(event: Event, events: Events, known: TensorStats | None) -> bool:
         return False
     if known is not None:
         return known.minimum is not None and known.minimum <= _LEAST
-    if event.key[2].rstrip("_") not in _HIDING:
+    if event.key[2] not in _HIDING:
         return False
     least = [events.stats(step).minimum for step in event.inputs]
     return any(one is not None and (one == -FP16_MAX or one <= _LEAST) for one in least)

@@ -19,7 +19,11 @@ from gemma_doctor.verify.dtypes import name_of
 __all__ = ["Event", "Events", "Key", "Kind", "Log", "Origin", "Place", "Spot"]
 
 Key: TypeAlias = tuple[Phase, str, str, int]
-"""Phase, module, operation, and how often that operation had run there: the same place in another run of the model."""
+"""Phase, module, operation, and how often that operation had run there: the same place in another run of the model.
+
+An operation in place has the name of the one that is not: which of them torch takes may differ in another run, for it
+adds up gradients in place where nobody else holds them, and writes nothing in place where a dispatch mode watches.
+"""
 
 Origin: TypeAlias = "int | str | None"
 """The step that made a tensor, or the name of the parameter that it is; None for what nobody measured."""
@@ -32,11 +36,6 @@ Spot: TypeAlias = "Place | int"
 
 Kind: TypeAlias = tuple[torch.dtype, torch.Size]
 """Dtype and shape."""
-
-
-_SUMMED, _SUMMED_IN_PLACE = "aten.add", "aten.add_"
-"""How autograd adds up gradients between its nodes. It does so in place where nobody else holds them, as a trace does
-until it has measured them: in another run of the model that may differ, so both have the first name."""
 
 
 @dataclass(slots=True)
@@ -170,8 +169,8 @@ class Events(Sequence[Event]):
     def _keys(self) -> list[Key]:
         counts: Counter[tuple[Place, str]] = Counter()
         keys: list[Key] = []
-        for spot, place, name in zip(self.log.spots, self.found(self.log.spots), self.log.ops, strict=True):
-            op = _SUMMED if name == _SUMMED_IN_PLACE and isinstance(spot, int) else name
+        for place, name in zip(self.found(self.log.spots), self.log.ops, strict=True):
+            op = name.removesuffix("_")
             keys.append((*place, op, counts[place, op]))
             counts[place, op] += 1
         return keys

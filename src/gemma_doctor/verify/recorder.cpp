@@ -214,8 +214,8 @@ class Recorder {
 
   // It ended, or failed.
   void ended(const at::RecordFunction& call, const Begun& noted) {
-    if (std::uncaught_exceptions() > noted.raised) return;
-    const Operation& known = noted.known;
+    const Operation& known = noted.known;  // torch may count exceptions by a runtime of its own: outputs tell as well
+    if (std::uncaught_exceptions() > noted.raised || call.outputs().size() < known.returned) return;
     const auto results = last(call.outputs(), known.returned);
     const auto note_each = [&](const at::Tensor& output) { note(output, noted); };
     for (const at::Tensor& output : noted.written) note_each(output);
