@@ -65,10 +65,9 @@ class NativeTrace:
         self._places = places
         self._launched: list[_Measured] = []
         device = places.owners[0][0].device if places.owners else torch.device("cpu")
-        told = (partial(_learn, device.type.upper()), *_measuring(self._launched))
-        self._recorder = module.Recorder(
-            places.storages, places.owners, BATCH, waiting, *told, list(outputs.in_place_dtypes(device)), device
-        )
+        known = places.storages, places.owners, list(places.names.values()), places.running
+        told = partial(_learn, device.type.upper()), *_measuring(self._launched)
+        self._recorder = module.Recorder(*known, BATCH, waiting, *told, list(outputs.in_place_dtypes(device)), device)
         self._around = ExitStack()
 
     def __enter__(self) -> NativeTrace:  # noqa: PYI034  # Self needs Python 3.11
@@ -83,7 +82,6 @@ class NativeTrace:
             around.callback(_entered.release)
             around.enter_context(torch.compiler.set_stance("force_eager"))  # what is compiled calls no operators
             around.enter_context(watched())
-            around.enter_context(self._places.telling(self._recorder.runs))
             around.callback(self._module.Observing(self._recorder).end)
             self._around = around.pop_all()
         return self

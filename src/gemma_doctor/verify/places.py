@@ -7,8 +7,9 @@ exact for what happens between modules too, and costs no hook on any tensor.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,6 +71,7 @@ class Places:
         ordinary: Whether all of them are ordinary tensors, which have no answer of their own to operations.
         offloaded: The weights that have memory only while they are used; None where all have.
         marks: What tells the module of a node of the backward pass.
+        running: Which of ``names`` runs, and how many are entered; for compiled code, which asks no Python.
     """
 
     names: dict[nn.Module, str]
@@ -79,9 +81,13 @@ class Places:
     ordinary: bool = True
     offloaded: Streamed | None = None
     marks: Marks = field(default_factory=Marks)
-    _listeners: list[Callable[[str, bool], object]] = field(default_factory=list)
+    running: array[int] = field(default_factory=lambda: array("q", [0, 0]))
     _stack: list[str] = field(default_factory=list)
     _forward: Place = ("forward", "")
+    _numbers: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._numbers = {name: number for number, name in enumerate(self.names.values())}
 
     @classmethod
     def of(cls, model: nn.Module) -> Places:
@@ -110,7 +116,7 @@ class Places:
                 handle.remove()
             self._stack.clear()
             self._forward = "forward", ""
-            self._told()
+            self.running[:] = array("q", [0, 0])
 
     def here(self) -> Spot:
         """Where what runs now belongs. What a checkpointed layer computes again belongs to the backward pass."""
@@ -127,24 +133,6 @@ class Places:
         variable = getattr(node, "variable", None)
         return "backward", self.parameters.get(id(variable), "").rpartition(".")[0]
 
-    @contextmanager
-    def telling(self, tell: Callable[[str, bool], object]) -> Iterator[None]:
-        """While it lasts, ``tell`` is told the running module, now and whenever it changes.
-
-        Args:
-            tell: Given the module's name and whether any was entered: the whole model's name is empty.
-        """
-        self._listeners.append(tell)
-        self._told()
-        try:
-            yield
-        finally:
-            self._listeners.remove(tell)
-
-    def _told(self) -> None:
-        for tell in self._listeners:
-            tell(self._forward[1], bool(self._stack))
-
     def _enter(self, module: nn.Module, _args: object) -> None:
         name = self.names.get(module)
         if name is not None:
@@ -158,6 +146,6 @@ class Places:
 
     def _mark(self, module: str) -> None:
         self._forward = "forward", module
-        self._told()
+        self.running[0], self.running[1] = self._numbers[module], len(self._stack)
         if _graph_task() == -1:
             self.marks.put(module)

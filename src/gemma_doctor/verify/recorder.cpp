@@ -155,16 +155,19 @@ class Recorder {
   // Args:
   //   origins: Names of parameters and buffers by the address of their memory.
   //   owners: Each parameter, and the module that it belongs to.
+  //   modules: Names of all modules.
+  //   running: Which of them runs, now and later, and how many are entered; int64.
   //   batch, waiting: As many outputs, and bytes of them, may wait to be measured.
   //   learn: Told an operation's name and overload, gives the fields of Operation.
   //   measure: Told the first step and the outputs that are to be measured, all of one device.
   //   scan: Told the first step, where outputs lie, and their device; used in place of measure, which takes longer, for
   //     outputs of the dtypes `scanned` on such devices as `on`.
   Recorder(const std::unordered_map<std::uintptr_t, std::string>& origins,
-           const std::vector<std::pair<at::Tensor, std::string>>& owners, std::size_t batch, std::size_t waiting,
-           py::function learn, py::function measure, py::function scan, const std::vector<py::object>& scanned,
-           const at::Device& on)
-      : batch_(batch),
+           const std::vector<std::pair<at::Tensor, std::string>>& owners, const std::vector<std::string>& modules,
+           const py::buffer& running, std::size_t batch, std::size_t waiting, py::function learn, py::function measure,
+           py::function scan, const std::vector<py::object>& scanned, const at::Device& on)
+      : running_(running.request()),
+        batch_(batch),
         waiting_(waiting),
         learn_(std::move(learn)),
         measure_(std::move(measure)),
@@ -174,17 +177,10 @@ class Recorder {
     for (const py::object& dtype : scanned) {
       scanned_.push_back(reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type);
     }
-    modules_.number("");
+    for (const std::string& module : modules) modules_.number(module);
     for (const auto& [place, name] : origins) origins_[place] = UNKNOWN - 1 - parameters_.number(name);
     for (const auto& [tensor, module] : owners)
       owners_.try_emplace(tensor.unsafeGetTensorImpl(), modules_.number(module));
-  }
-
-  // From now on this module runs; none is entered where it is the whole model.
-  void runs(const std::string& module, bool entered) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    module_ = modules_.number(module);
-    entered_ = entered;
   }
 
   // A call begins; null where it is not noted: it only shows again what there is, or is made of calls that are noted.
@@ -283,8 +279,9 @@ class Recorder {
 
   // A place in modules, doubled, one more in the backward pass, all bits flipped; or the number of autograd's node.
   std::int64_t here() const {
-    if (torch::autograd::get_current_graph_task_id() == -1) return ~(2 * module_);
-    if (entered_) return ~(2 * module_ + 1);
+    const auto* const running = static_cast<const std::int64_t*>(running_.ptr);
+    if (torch::autograd::get_current_graph_task_id() == -1) return ~(2 * running[0]);
+    if (running[1] > 0) return ~(2 * running[0] + 1);
     const auto node = torch::autograd::get_current_node();
     if (!node) return ~std::int64_t{1};
     const std::uint64_t number = node->sequence_nr();
@@ -420,6 +417,7 @@ class Recorder {
   }
 
   std::mutex mutex_;
+  const py::buffer_info running_;
   const std::size_t batch_, waiting_;
   const py::function learn_, measure_, scan_;
   std::vector<c10::ScalarType> scanned_;
@@ -436,8 +434,6 @@ class Recorder {
   Tensors pending_;
   std::int64_t first_ = 0;  // the step of the first pending output
   std::size_t bytes_ = 0;
-  std::int64_t module_ = 0;
-  bool entered_ = false;
   std::exception_ptr failure_;
 };
 
@@ -519,9 +515,9 @@ class Observing {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   py::class_<Recorder>(module, "Recorder")
       .def(py::init<const std::unordered_map<std::uintptr_t, std::string>&,
-                    const std::vector<std::pair<at::Tensor, std::string>>&, std::size_t, std::size_t, py::function,
-                    py::function, py::function, const std::vector<py::object>&, const at::Device&>())
-      .def("runs", &Recorder::runs)
+                    const std::vector<std::pair<at::Tensor, std::string>>&, const std::vector<std::string>&,
+                    const py::buffer&, std::size_t, std::size_t, py::function, py::function, py::function,
+                    const std::vector<py::object>&, const at::Device&>())
       .def("flush", &Recorder::flush, py::call_guard<py::gil_scoped_release>())
       .def("columns", &Recorder::columns);
   py::class_<Observing>(module, "Observing")
