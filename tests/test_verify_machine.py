@@ -52,7 +52,7 @@ def test_without_a_gpu_the_cpu_is_taken_unless_a_gpu_was_asked_for(monkeypatch: 
 @pytest.mark.parametrize(("limit", "share"), [(16.0, 0.2), (100.0, 1.0), (None, 1.0)])
 def test_the_limit_holds_while_it_lasts(fractions: list[float], limit: float | None, share: float) -> None:
     """And a trace keeps no more than a 16th waiting of what is free of it."""
-    with machine.limited(GPU, limit, backward=True):
+    with machine.limited(GPU, limit, backward=True, reference=True):
         assert fractions == [share]
         assert machine.waiting(GPU) == (int(80 * GIB * share) - 8 * GIB) >> 4
     assert fractions[-1] == 1.0
@@ -66,17 +66,17 @@ def test_a_run_that_needs_more_is_told_what_to_do_and_leaves_no_limit(fractions:
         _run_out_of_memory(None, backward=True)
 
 
-@pytest.mark.parametrize("backward", [False, True])
-def test_what_was_left_out_already_is_not_proposed(fractions: list[float], *, backward: bool) -> None:
+@pytest.mark.parametrize(("backward", "reference"), [(False, False), (False, True), (True, False), (True, True)])
+def test_what_was_left_out_already_is_not_proposed(fractions: list[float], *, backward: bool, reference: bool) -> None:
     with pytest.raises(UsageError) as told:
-        _run_out_of_memory(16.0, backward=backward)
+        _run_out_of_memory(16.0, backward=backward, reference=reference)
     assert ("--no-backward" in str(told.value)) is backward
-    assert "or leave the reference out with --reference none" in str(told.value)
+    assert ("or leave the reference out with --reference none" in str(told.value)) is reference
     assert fractions[-1] == 1.0
 
 
-def _run_out_of_memory(limit: float | None, *, backward: bool) -> None:
-    with machine.limited(GPU, limit, backward=backward):
+def _run_out_of_memory(limit: float | None, *, backward: bool, reference: bool = True) -> None:
+    with machine.limited(GPU, limit, backward=backward, reference=reference):
         raise torch.OutOfMemoryError
 
 
@@ -126,7 +126,7 @@ def test_the_peak_of_memory_is_that_of_this_verification(
     peak = [50 * GIB]
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: peak[0])
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: peak.__setitem__(0, 0))
-    with machine.limited(GPU, None, backward=True):
+    with machine.limited(GPU, None, backward=True, reference=True):
         peak[0] = max(peak[0], 3 * GIB)
         assert machine.peak_memory(GPU) == 3 * GIB
     assert fractions == [1.0, 1.0]
@@ -144,7 +144,7 @@ def test_what_is_garbage_is_freed_before_free_memory_is_looked_at(
 
 
 def test_a_cpu_has_no_limit_and_the_report_says_so() -> None:
-    with machine.limited(CPU, 16.0, backward=True):
+    with machine.limited(CPU, 16.0, backward=True, reference=True):
         assert machine.room(1 << 50, CPU, 16.0, backward=True) is None
     assert not any("memory" in fact for fact in machine.imitated(CPU, 16.0))
     assert machine.not_imitated(CPU, 16.0)[-1] == "a T4's memory (--memory-limit holds on a GPU only)"

@@ -84,7 +84,8 @@ def verify(
     true: dict[Modality, Reference] = {}
     beside: dict[Modality, Bfloat16] = {}
     other: dict[Modality, Tensor] = {}
-    limited = machine.limited(bench.device, measures.memory_limit, backward=measures.backward)
+    referred = measures.reference != "none"
+    limited = machine.limited(bench.device, measures.memory_limit, backward=measures.backward, reference=referred)
     with machine.without_tf32(measures.request.seed), limited:
         _check_guard(bench)
         bench.prepare()

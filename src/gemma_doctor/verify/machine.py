@@ -108,13 +108,14 @@ def waiting(device: torch.device) -> int:
 
 
 @contextmanager
-def limited(device: torch.device, limit: float | None, *, backward: bool) -> Iterator[None]:
+def limited(device: torch.device, limit: float | None, *, backward: bool, reference: bool) -> Iterator[None]:
     """While it lasts, tensors may take so many GiB; what goes beyond is a clear error.
 
     Args:
         device: Where the tensors are.
         limit: Their GiB; None for all that the device has.
         backward: Whether the backward pass is run, and could be left out.
+        reference: Whether the reference is, and could be.
 
     Raises:
         UsageError: If the device's memory did not suffice.
@@ -127,11 +128,13 @@ def limited(device: torch.device, limit: float | None, *, backward: bool) -> Ite
         yield
     except torch.OutOfMemoryError as error:
         size = f"{limit:g} GiB (--memory-limit)" if limit else "the memory of this device"
-        less = "leave the backward pass out with --no-backward (or keep less for it with --gradient-checkpointing), "
-        raise UsageError(
-            f"the run does not fit into {size}: shorten it with --seq-len or --image-size, {less if backward else ''}"
-            "or leave the reference out with --reference none"
-        ) from error
+        less = [
+            "shorten it with --seq-len or --image-size",
+            "leave the backward pass out with --no-backward (or keep less for it with --gradient-checkpointing)",
+            "leave the reference out with --reference none",
+        ]
+        ways = [way for way, there in zip(less, (True, backward, reference), strict=True) if there]
+        raise UsageError(f"the run does not fit into {size}: {', or '.join(ways)}") from error
     finally:
         if whole:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
