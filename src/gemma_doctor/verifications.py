@@ -15,6 +15,8 @@ from gemma_doctor.choices import Modality, Mode
 from gemma_doctor.tensors import FP16_MAX, TensorStats
 
 __all__ = [
+    "BACKWARD_PASS",
+    "WHOLE_RUN",
     "Activation",
     "Drift",
     "FailingOp",
@@ -28,6 +30,9 @@ __all__ = [
     "bits",
     "headroom",
 ]
+
+WHOLE_RUN, BACKWARD_PASS = "float16 run, ", "float16 backward pass, "
+"""What coverage calls what was not judged, before the modality of its input."""
 
 Phase: TypeAlias = Literal["load", "forward", "backward"]
 

@@ -23,7 +23,7 @@ from gemma_doctor.verifications import Activation
 from gemma_doctor.verify.evidence import Evidence
 from gemma_doctor.verify.measures import Measures, untold
 from gemma_doctor.verify.registry import RULES
-from gemma_doctor.verify.sources import check_format, check_source
+from gemma_doctor.verify.sources import ADAPTER, check_format, check_source
 from gemma_doctor.version import __version__
 
 __all__ = ["verify"]
@@ -85,7 +85,7 @@ def verify(  # noqa: PLR0913  # how to run, how to judge, and who is told, each 
             *parted.remarks,
             *(remark for one in (checkpoint, other) if one is not None for remark in _on_adapter(one)),
             *_on_checkpointing(known.model, measures),
-            *(_OFFLOADED,) * verified.offloaded,
+            *_on_offloading(offloaded=verified.offloaded),
             *_on_bfloat16(verified.activations),
         ),
         tensors=(),
@@ -95,15 +95,9 @@ def verify(  # noqa: PLR0913  # how to run, how to judge, and who is told, each 
     )
 
 
-_OFFLOADED = (
-    "the weights of the float16 model were read from the host's memory, each when it was used, for the device's cannot "
-    "hold them all (or may not: --memory-limit); that takes longer, and changes nothing that is judged"
-)
-
-
 def _on_adapter(checkpoint: Checkpoint) -> Iterator[str]:
     """What lies beside the model and was not run."""
-    if (Path(checkpoint.root) / "adapter_config.json").exists():
+    if (Path(checkpoint.root) / ADAPTER).exists():
         yield (
             f"what ran is the model of {checkpoint.root} alone, without the adapter that lies beside it; transformers "
             "adds that to the model where peft is installed. To verify the two together, merge them (merge_and_unload "
@@ -117,6 +111,16 @@ def _on_checkpointing(model: Model, measures: Measures) -> Iterator[str]:
         yield (
             "its layers share KV: train it with non-reentrant gradient checkpointing (use_reentrant=False); reentrant, "
             "transformers 5.23 gives the same loss and wrong gradients"
+        )
+
+
+def _on_offloading(*, offloaded: bool) -> Iterator[str]:
+    """Why the run took longer than the model needs."""
+    if offloaded:
+        yield (
+            "the weights of the float16 model were read from the host's memory, each when it was used, for the "
+            "device's cannot hold them all (or may not: --memory-limit); that takes longer, and changes nothing that "
+            "is judged"
         )
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from gemma_doctor.records import Report
-from gemma_doctor.verifications import Run
+from gemma_doctor.verifications import BACKWARD_PASS, WHOLE_RUN, Run
 
 __all__ = ["badge", "blind", "only_backward", "without_backward"]
-
-_BACKWARD = "float16 backward pass, "
-"""What the coverage calls a backward pass that was not judged, before the kind of its input."""
 
 
 def only_backward(report: Report) -> int:
     """How many runs were judged forward only, though their backward pass was asked for."""
-    return sum(item.tensor.startswith(_BACKWARD) for item in report.coverage.skipped)
+    return sum(item.tensor.startswith(BACKWARD_PASS) for item in report.coverage.skipped)
 
 
 def without_backward(report: Report, run: Run) -> str:
@@ -21,7 +18,7 @@ def without_backward(report: Report, run: Run) -> str:
     if report.verification is None or not report.verification.backward:
         return ""
     if run.loss_scales is not None:
-        unjudged = any(item.tensor == f"{_BACKWARD}{run.modality}" for item in report.coverage.skipped)
+        unjudged = any(item.tensor == f"{BACKWARD_PASS}{run.modality}" for item in report.coverage.skipped)
         return "backward pass not judged: in float32, too, gradients are inf or NaN" if unjudged else ""
     if run.loss is None:
         return "backward pass not run: the float16 loss is not finite"
@@ -38,7 +35,7 @@ def badge(report: Report, run: Run) -> tuple[str, str]:
     own = {finding.severity for finding in report.findings if finding.evidence.get("run") == run.modality}
     if run.first_failure is not None or "error" in own:
         return "fails", "error"
-    if any(item.tensor == f"float16 run, {run.modality}" for item in report.coverage.skipped):
+    if any(item.tensor == f"{WHOLE_RUN}{run.modality}" for item in report.coverage.skipped):
         return "not judged", "warning"
     if without_backward(report, run):
         return "forward pass sound, backward pass not judged", "warning"

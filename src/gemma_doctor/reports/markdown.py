@@ -17,7 +17,7 @@ from gemma_doctor.reports.digest import Entry, digest, groups
 from gemma_doctor.reports.markdown_text import cell, code, markup, prose
 from gemma_doctor.reports.markdown_verification import verification_lines
 from gemma_doctor.reports.names import clipped, fold
-from gemma_doctor.reports.wording import assumed, counted, listed, measured, proved, state, verdict
+from gemma_doctor.reports.wording import assumed, counted, listed, measured, proved, state, unmeasured, verdict
 
 __all__ = ["left_lines", "names", "to_markdown"]
 
@@ -172,12 +172,8 @@ def _listed(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _not_measured(report: Report) -> Iterator[str]:
-    what = ("Not measured", "tensor") if report.verification is None else ("Not judged", "run")
-    reasons: dict[str, list[str]] = {}
-    for item in report.coverage.skipped:
-        reasons.setdefault(item.reason, []).append(item.tensor)
-    for reason, tensors in reasons.items():
-        yield f"**{what[0]}: {counted(len(tensors), what[1])}** ({names(tensors)}), {prose(reason, 500)}"
+    for number, reason, tensors in unmeasured(report):
+        yield f"**{number}** ({names(tensors)}), {prose(reason, 500)}"
 
 
 def _set_aside(report: Report) -> Iterator[str]:

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +22,7 @@ from gemma_doctor.records import Finding, Report, Scalar
 from gemma_doctor.reports.figures import strict
 from gemma_doctor.reports.guide import Anchor, RulePage
 from gemma_doctor.reports.names import clipped, elide, fold, safe_text
-from gemma_doctor.reports.wording import counted
+from gemma_doctor.reports.wording import counted, unmeasured
 
 __all__ = ["to_sarif"]
 
@@ -212,12 +213,8 @@ def _numbered(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _notifications(report: Report, results: int) -> Iterator[dict[str, Any]]:
     """What the user must know beside the results."""
-    what = ("Not measured", "tensor") if report.verification is None else ("Not judged", "run")
-    reasons: dict[str, list[str]] = {}
-    for item in report.coverage.skipped:
-        reasons.setdefault(item.reason, []).append(item.tensor)
-    for reason, tensors in list(reasons.items())[:_REASONS]:
-        said = f"{what[0]}: {counted(len(tensors), what[1])}, {reason}; the first is {elide(safe_text(tensors[0]))}"
+    for number, reason, tensors in islice(unmeasured(report), _REASONS):
+        said = f"{number}, {reason}; the first is {elide(safe_text(tensors[0]))}"
         yield {"level": "error", "message": {"text": clipped(said)}}
     if results > _MOST_RESULTS:
         text = f"{results - _MOST_RESULTS:,} results are left out: GitHub shows {_MOST_RESULTS:,}"

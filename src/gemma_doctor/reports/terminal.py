@@ -16,7 +16,7 @@ from gemma_doctor.reports.digest import digest, groups
 from gemma_doctor.reports.entries import write_commands, write_entries, write_names
 from gemma_doctor.reports.runs import write_runs
 from gemma_doctor.reports.sheet import SEVERITY_STYLES, Sheet
-from gemma_doctor.reports.wording import assumed, counted, measured, proved, state, verdict
+from gemma_doctor.reports.wording import assumed, counted, measured, proved, state, unmeasured, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,14 +104,11 @@ def _proof(proof: Proof | None, sheet: Sheet) -> None:
 
 
 def _skipped(report: Report, sheet: Sheet) -> None:
-    reasons: dict[str, list[str]] = {}
-    for item in report.coverage.skipped:
-        reasons.setdefault(item.reason, []).append(item.tensor)
-    for reason, names in reasons.items():
-        if report.verification is not None:
+    for number, reason, names in unmeasured(report):
+        if report.verification is not None:  # runs are few
             sheet.paragraph((f"Not judged: {'; '.join(names)}", "bold"), f": {reason}", hang=2)
             continue
-        sheet.paragraph((f"Not measured: {counted(len(names), 'tensor')}", "bold"), f", {reason}", hang=2)
+        sheet.paragraph((number, "bold"), f", {reason}", hang=2)
         write_names(names, sheet)
 
 

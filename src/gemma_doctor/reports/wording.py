@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gemma_doctor.choices import SEVERITIES
 from gemma_doctor.records import Proof, Report
 from gemma_doctor.reports.judged import only_backward, without_backward
 from gemma_doctor.verifications import Verification
 
-__all__ = ["assumed", "counted", "listed", "measured", "parameters", "proved", "size", "state", "verdict"]
+__all__ = ["assumed", "counted", "listed", "measured", "parameters", "proved", "size", "state", "unmeasured", "verdict"]
 
 _BILLION, _MILLION = 10**9, 10**6
 _THROUGH = "no operation overflowed"
@@ -68,6 +68,16 @@ def measured(report: Report) -> str:
         f"Measured {covered.measured:,} of {counted(covered.expected, 'tensor')}: {parameters(numel)}, "
         f"{size(nbytes)} in {seconds:.3g} s{speed}."
     )
+
+
+def unmeasured(report: Report) -> Iterator[tuple[str, str, list[str]]]:
+    """What was left out, for each reason: how much (``"Not measured: 3 tensors"``), the reason, and the names."""
+    what, noun = ("Not measured", "tensor") if report.verification is None else ("Not judged", "run")
+    reasons: dict[str, list[str]] = {}
+    for item in report.coverage.skipped:
+        reasons.setdefault(item.reason, []).append(item.tensor)
+    for reason, names in reasons.items():
+        yield f"{what}: {counted(len(names), noun)}", reason, names
 
 
 def proved(proof: Proof) -> str:

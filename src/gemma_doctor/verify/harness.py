@@ -13,7 +13,7 @@ from gemma_doctor.choices import Modality
 from gemma_doctor.errors import UsageError
 from gemma_doctor.kernels.guards.guarding import guard
 from gemma_doctor.records import Skipped
-from gemma_doctor.verifications import Activation, Run, Verification
+from gemma_doctor.verifications import BACKWARD_PASS, WHOLE_RUN, Activation, Run, Verification
 from gemma_doctor.verify import machine, reference
 from gemma_doctor.verify.bench import Bench
 from gemma_doctor.verify.drift import drift
@@ -128,7 +128,7 @@ def _batches(subject: Subject, measures: Measures) -> tuple[list[Batch], list[Sk
         except UsageError as error:
             if measures.modalities:
                 raise
-            skipped.append(Skipped(f"float16 run, {modality}", str(error)))
+            skipped.append(Skipped(f"{WHOLE_RUN}{modality}", str(error)))
     if not made:
         raise UsageError(skipped[0].reason)
     return made, skipped
@@ -208,9 +208,9 @@ def _unjudged(true: Mapping[Modality, Reference]) -> list[Skipped]:
     skipped = []
     for modality, one in true.items():
         if not one.sound:
-            skipped.append(Skipped(f"float16 run, {modality}", why))
+            skipped.append(Skipped(f"{WHOLE_RUN}{modality}", why))
         elif broken := [name for name, stats in one.gradients.items() if stats.finite < stats.count]:
-            skipped.append(Skipped(f"float16 backward pass, {modality}", _no_gradients(broken)))
+            skipped.append(Skipped(f"{BACKWARD_PASS}{modality}", _no_gradients(broken)))
     return skipped
 
 
@@ -222,7 +222,7 @@ def _untrained(runs: Sequence[Run]) -> Iterator[Skipped]:
                 "the loss depends on no parameter that is trained, so there is no gradient: --freeze less, pick "
                 "another input with --modality, or run forward only with --no-backward"
             )
-            yield Skipped(f"float16 backward pass, {run.modality}", why)
+            yield Skipped(f"{BACKWARD_PASS}{run.modality}", why)
 
 
 def _no_gradients(broken: list[str]) -> str:

@@ -22,11 +22,9 @@ from gemma_doctor.choices import Modality
 from gemma_doctor.errors import CheckpointError, UsageError
 from gemma_doctor.verify import machine
 from gemma_doctor.verify.needs import first_line, why_broken
+from gemma_doctor.verify.sources import ADAPTER
 
 __all__ = ["Subject", "quiet", "read_config"]
-
-_ADAPTER = "adapter_config.json"
-"""What transformers takes for the sign of an adapter in the folder of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +126,12 @@ def _alone(folder: Path) -> Iterator[Path]:
 
     Then one folder would be two models, and what runs not the one that a scan reads and a repair mends.
     """
-    if not (folder / _ADAPTER).exists():
+    if not (folder / ADAPTER).exists():
         yield folder
         return
     with TemporaryDirectory(prefix="gemma-doctor-") as view:
         for file in folder.iterdir():
-            if file.name != _ADAPTER:
+            if file.name != ADAPTER:
                 Path(view, file.name).symlink_to(file.resolve())
         yield Path(view)
 

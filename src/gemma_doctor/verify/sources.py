@@ -10,7 +10,10 @@ from gemma_doctor.errors import UsageError
 if TYPE_CHECKING:
     from gemma_doctor.checkpoint import Checkpoint  # the command line's help does without
 
-__all__ = ["check_format", "check_source"]
+__all__ = ["ADAPTER", "check_format", "check_source"]
+
+ADAPTER = "adapter_config.json"
+"""What peft and transformers take for the sign of an adapter."""
 
 
 def check_format(uri: str, kind: str) -> None:
@@ -47,10 +50,10 @@ def check_source(checkpoint: Checkpoint) -> None:
         raise UsageError(f"{checkpoint.uri} is a file, and transformers loads folders: give {folder}")
     if checkpoint.config is not None:
         return
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER).exists():
         raise UsageError(
             f"{folder} holds an adapter, which runs with its base model only: merge the two (merge_and_unload of peft; "
-            "adapter_config.json names the base as base_model_name_or_path), save that, and verify it. scan reads "
+            f"{ADAPTER} names the base as base_model_name_or_path), save that, and verify it. scan reads "
             "adapters as they are."
         )
     raise UsageError(
