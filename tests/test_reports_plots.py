@@ -93,6 +93,19 @@ def test_zeros_and_nonfinite_tensors_are_shown_at_the_edges(tmp_path: Path) -> N
     assert {"zero", "NaN, inf"}.isdisjoint(texts(drawn(report(), tmp_path)))
 
 
+@pytest.mark.parametrize("magnitude", [1e-8, 6e-4, 6.1e-4, 1e-3, 3e-2, 2.5e4, 2.5e5, 1e9])
+def test_no_words_at_the_edges_lie_over_a_power_of_ten(tmp_path: Path, magnitude: float) -> None:
+    zero = tensor("zero", stats=TensorStats(count=64, zeros=64, minimum=0.0, maximum=0.0))
+    broken = tensor("broken", stats=TensorStats(count=64, nan=60, minimum=-magnitude, maximum=magnitude))
+    svg = drawn(report(tensors=[zero, broken, tensor("least", absmax=magnitude)]), tmp_path)
+    heights = re.findall(r"<!-- (.*?) -->\s*<g [^>]*translate\([-0-9.]+ ([-0-9.]+)\)", svg)
+    edges = [float(height) for words, height in heights if words in {"zero", "NaN, inf"}]
+    ticks = [float(height) for words, height in heights if "10^{" in words]
+    assert edges
+    assert ticks
+    assert min(abs(edge - tick) for edge in edges for tick in ticks) > 9  # points, as high as the words are
+
+
 @pytest.mark.parametrize("tensors", [[], [tensor("all.nan", stats=TensorStats(count=2, nan=2))]])
 def test_a_report_without_a_magnitude_can_be_drawn(tmp_path: Path, tensors: list[object]) -> None:
     assert "65504" in texts(drawn(report(tensors=tensors), tmp_path))  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ random ids.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,8 +98,11 @@ def _figure(report: Report) -> Figure:
 def _scale(axes: Axes, shown: Picture) -> None:
     """Axes that hold every magnitude and all limits, with room for zeros below and NaN or inf above."""
     sizes = [size for dots in shown.dots for _, size in dots.sizes]
+    least, most = max(min(sizes, default=1.0), _LEAST), max(*sizes, 2 * FP16_MAX, FP16_MAX)
     axes.set_yscale("log")
-    axes.set_ylim(max(min(sizes, default=1.0), _LEAST) / 6, max(*sizes, 2 * FP16_MAX, FP16_MAX) * 4)
+    axes.yaxis.set_minor_formatter("")  # of a narrow range there would be words between powers of ten, too
+    # The edges lie far from any power of ten, whose words would lie over theirs.
+    axes.set_ylim(10.0 ** math.floor(math.log10(least)) / 6, 10.0 ** math.ceil(math.log10(most)) * 6)
     axes.set_xlim(-0.01 * shown.count - 1, 1.01 * shown.count + 1)
     axes.set_ylabel("largest finite magnitude", color=_QUIET)
     axes.set_xlabel(shown.across, color=_QUIET, labelpad=16)
@@ -127,8 +131,11 @@ def _note(axes: Axes, words: str, at: tuple[float, float], shift: tuple[float, f
 
 
 def _limits(axes: Axes) -> None:
-    """The limits, their numbers beside the points and not over them."""
+    """The limits, their numbers beside the points and not over them; those below all points are left out."""
+    least, _ = axes.get_ylim()
     for value, words, style, colour in _LIMITS:
+        if value < least:
+            continue
         axes.axhline(value, color=colour, linestyle=style, linewidth=1.2)
         side = "top" if value == FP16_MAX / 2 else "bottom" if value == FP16_MAX else "center"
         _note(axes, words, (1, value), (4, 0), xycoords=("axes fraction", "data"), va=side, fontweight="bold")
